@@ -1,0 +1,178 @@
+"""Every configuration key: frozen typed dataclasses, one sentence and the unit beside each key.
+
+Free of torch, Ray and OmegaConf, so that any layer may take a section as an argument. A key
+without a default is required; `null` switches a feature off where its sentence says so.
+"""
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
+
+
+def key(sentence: str, default: Any = MISSING) -> Any:
+    """A dataclass field that carries its own documentation; no default means required."""
+    return field(default=default, metadata={"sentence": sentence})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    name: str = key("Name of the run: folder under run.directory and W&B run name.")
+    directory: str = key("Folder that holds all runs.", "runs")
+    seed: int = key("Seed of prompt order, redrawn numbers and sampling.", 0)
+    num_updates: int = key("Optimizer steps of the whole run.")
+    max_seconds: float | None = key("Stop cleanly after this many seconds (with summary); null: no limit.", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    path: str = key("Folder or hub id of a causal LM; 'builtin:NAME' is a policy shipped in system/data/policies.")
+    revision: str | None = key("Hub revision; null: the default branch.", None)
+    trust_remote_code: bool = key("Run model code that comes with a hub repository.", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    name: Literal["gsm8k_chains", "gsm8k", "math"] = key("Which task to train on.")
+    train_path: str | None = key("Local .jsonl or .parquet with training rows; null: embedded data or dataset.", None)
+    test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
+    dataset: str | None = key("Hub data set by name, read with `datasets` when no path is given.", None)
+    validation_size: int = key("Training problems held out for tuning.", 500)
+    redraw: bool = key("Draw fresh numbers at each visit where the task can.", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    prompts_per_step: int = key("Prompts of one optimizer step.")
+    completions_per_prompt: int = key("Completions G drawn for each prompt.")
+    tokens_per_microbatch: int = key("Upper bound of packed tokens in one forward pass of one rank.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    num_workers: int = key("Rollout workers (vLLM engines).", 1)
+    device: Device = key("Where the engines run.", "cpu")
+    tensor_parallel_size: int = key("Devices of one engine.", 1)
+    dtype: Precision = key("Engine precision.", "float32")
+    temperature: float = key("Sampling temperature of training rollouts.", 1.0)
+    top_p: float = key("Nucleus sampling; training needs 1.0 (log-probabilities would be biased).", 1.0)
+    top_k: int = key("Top-k sampling, 0 = off; training needs 0.", 0)
+    max_prompt_tokens: int = key("Longer prompts are skipped and counted.")
+    max_completion_tokens: int = key("Completions are cut at this length.")
+    max_sequences: int = key("Sequences that one engine decodes at the same time.", 256)
+    kv_cache_gib: float = key("KV cache of one engine in GiB (CPU engines).", 1.0)
+    gpu_memory_utilization: float = key("Share of GPU memory that one engine may take (GPU engines).", 0.85)
+    enforce_eager: bool = key("Run the engine without CUDA graphs or compilation.", False)
+    cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.5)
+    start_timeout_seconds: float = key("Deadline for an engine to start.", 300.0)
+    group_timeout_seconds: float = key("Deadline for one group of completions.", 300.0)
+    max_restarts: int = key("Dead rollout workers replaced in one run before it ends.", 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    num_workers: int = key("Reward workers (each holds the verifier's child processes).", 1)
+    processes_per_worker: int = key("Killable verifier child processes of one worker.", 1)
+    timeout_seconds: float = key("Wall-clock limit for verifying one answer.", 5.0)
+    memory_limit_mib: int = key("Address-space limit of one verifier process in MiB.", 1024)
+    cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.25)
+    group_timeout_seconds: float = key("Deadline for scoring one group.", 120.0)
+    verifier_weight: float = key("Weight of the verifier's term; 0 only monitors.", 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    name: Literal["grpo"] = key("How rewards become advantages.", "grpo")
+    baseline: Literal["mean", "leave_one_out"] = key("What is subtracted from a reward in its group.", "mean")
+    normalise_std: bool = key("Divide by the group's standard deviation (off: Dr. GRPO).", True)
+    clip_low: float = key("Ratio is clipped below at 1 - clip_low.", 0.2)
+    clip_high: float = key("Ratio is clipped above at 1 + clip_high.", 0.2)
+    importance_cap: float | None = key("Cap of the trainer/engine importance weight; null: no correction.", 2.0)
+    kl_coefficient: float = key("Weight of the k3 KL to the frozen reference; 0 loads no reference.", 0.0)
+    entropy_coefficient: float = key("Weight of an entropy bonus.", 0.0)
+    loss_denominator: Literal["token_mean", "sequence_mean"] = key("Global denominator of the loss.", "token_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    num_ranks: int = key("Data-parallel learner ranks, one DeepSpeed engine each.", 1)
+    device: Device = key("Where the ranks run.", "cpu")
+    backend: Literal["gloo", "nccl"] = key("Collectives between ranks.", "gloo")
+    dtype: Precision = key("Precision of forward and backward.", "float32")
+    zero_stage: int = key("DeepSpeed ZeRO stage, 0 to 3.", 2)
+    offload_optimizer: bool = key("Keep optimizer state in host memory (DeepSpeed offload).", False)
+    gradient_checkpointing: bool = key("Recompute activations in the backward pass.", False)
+    learning_rate: float = key("Peak learning rate of AdamW.")
+    adam_betas: tuple[float, float] = key("AdamW betas.", (0.9, 0.95))
+    weight_decay: float = key("AdamW weight decay.", 0.0)
+    warmup_ratio: float = key("Share of num_updates with linear warm-up.", 0.05)
+    final_lr_ratio: float = key("Cosine schedule ends at this share of the peak rate.", 0.1)
+    max_grad_norm: float = key("Global gradient norm is clipped here.", 1.0)
+    threads_per_rank: int = key("CPU threads of one rank.", 1)
+    cpus_per_rank: float = key("Ray CPUs reserved for one rank.", 0.5)
+    start_timeout_seconds: float = key("Deadline for the group to start.", 300.0)
+    step_timeout_seconds: float = key("Deadline for one optimizer step.", 600.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSyncConfig:
+    backend: Literal["gloo", "nccl"] = key("Broadcast from learner rank 0 to receivers.", "gloo")
+    bucket_mib: int = key("Tensors are broadcast in buckets of about this size.", 64)
+    timeout_seconds: float = key("Deadline of each phase: join, gather, send, receive, canary.", 120.0)
+    canary_tolerance_nats: float = key("Largest log-probability difference between learner and receiver.", 1e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerConfig:
+    max_staleness: int = key("Policy versions a sample may be behind when trained on; 0 = synchronous.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_updates: int | None = key("Save every this many updates (and at the end); null: only at the end.", 50)
+    keep: int = key("Newest checkpoints kept.", 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    split: Literal["validation", "test"] = key("Which held-out split.", "test")
+    every_updates: int | None = key("Evaluate every this many updates, besides start and end; null: only those.", 20)
+    num_problems: int = key("Problems of a periodic evaluation.", 200)
+    num_problems_final: int = key("Problems of the evaluation at the start and at the end.", 500)
+    completions_per_problem: int = key("Sampled completions for each problem of a periodic evaluation.", 1)
+    completions_per_problem_final: int = key("Sampled completions at the start and end; pass@k up to this k.", 8)
+    temperature: float = key("Temperature of sampled evaluation.", 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerConfig:
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = key(
+        "W&B: auto is online with an API key and offline without.", "auto"
+    )
+    project: str = key("W&B project.", "credence")
+    entity: str | None = key("W&B entity; null: the account's default.", None)
+    completions_per_table: int = key("Sampled completions shown at each evaluation.", 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    address: str = key("'local' starts Ray on this machine; 'auto' joins the cluster that this process runs in.", "local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    run: RunConfig
+    model: ModelConfig
+    task: TaskConfig
+    batch: BatchConfig
+    rollout: RolloutConfig
+    reward: RewardConfig = RewardConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    learner: LearnerConfig
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
+    controller: ControllerConfig = ControllerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracker: TrackerConfig = TrackerConfig()
+    cluster: ClusterConfig = ClusterConfig()

@@ -1,0 +1,79 @@
+"""Contracts between the layers: tasks, scorers, weight sources and sinks. No implementation lives here."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from system.records import CompletionGroup, FloatArray, Problem, ReceiverStatus, RewardTerm, WeightGroupSpec, WeightsManifest
+
+Split = Literal["train", "validation", "test"]
+AnswerKind = Literal["rational", "math"]  # exact rational comparison, or math-verify on text
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that tasks use."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool = ..., add_generation_prompt: bool = ...
+    ) -> str: ...
+
+
+class Task(Protocol):
+    """One task = one file in system/data/tasks/."""
+
+    name: str
+    answer_kind: AnswerKind
+
+    def load(self, split: Split) -> list[Problem]:
+        """All problems of a split, in a fixed order. Raises ConfigError when the data cannot be found."""
+
+    def redraw(self, problem: Problem, *, rng: np.random.Generator) -> Problem:
+        """A fresh variant of a training problem (same shape); the problem itself where the task has none."""
+
+    def prompt_text(self, problem: Problem, *, tokenizer: Tokenizer) -> str:
+        """What the model reads, special tokens included."""
+
+    def cut_steps(self, response: str) -> list[int]:
+        """End offsets (in characters, ascending) of the response's steps."""
+
+    def extract_answer(self, response: str) -> str | None:
+        """The final answer as text, or None when the response states none."""
+
+
+class Scorer(Protocol):
+    """Gives one RewardTerm to each completion of a group; never raises on what a model wrote."""
+
+    name: str
+
+    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]: ...
+
+    def close(self) -> None: ...
+
+
+class WeightSource(Protocol):
+    """The learner's side. `gather_weights` is collective over all ranks; the rest runs on rank 0."""
+
+    def gather_weights(self) -> WeightsManifest: ...
+
+    def open_weight_group(self, spec: WeightGroupSpec) -> None: ...
+
+    def send_weights(self, manifest: WeightsManifest) -> None: ...
+
+    def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray: ...
+
+
+class WeightSink(Protocol):
+    """A receiver: rollout engine or scoring replica. One sink may hold several group ranks (tensor parallel)."""
+
+    num_ranks: int
+
+    async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None: ...
+
+    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus: ...
+
+    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray: ...

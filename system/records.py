@@ -1,0 +1,185 @@
+"""The data dictionary: one frozen record type per stage of a step; nothing is filled in later.
+
+Arrays are numpy, so that records cross process borders without torch. Records compare by
+identity (`eq=False`): a generated `__eq__` would raise on arrays.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+FinishReason = Literal["stop", "length"]
+RewardStatus = Literal["ok", "invalid"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One row of a task. `solution` is a worked reference (empty when the data has none)."""
+
+    problem_id: str
+    question: str
+    solution: str
+    reference_answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prompt:
+    prompt_id: str
+    token_ids: IntArray  # int32[P]
+    text: str  # for reading; token_ids are what is trained on
+    reference_answer: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn. `temperature` 0 is greedy; seeds follow from (seed, group_id, index)."""
+
+    temperature: float
+    top_p: float
+    top_k: int  # 0 = off
+    max_tokens: int
+    num_completions: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PolicyVersions:
+    """Run-length policy version of each token: run r covers starts[r] .. starts[r+1]-1."""
+
+    starts: IntArray  # int32[R], starts[0] == 0
+    versions: IntArray  # int32[R]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Completion:
+    index: int  # 0 .. G-1 in its group
+    token_ids: IntArray  # int32[T], with EOS when it was sampled
+    text: str  # decoded for verifiers and readers, never tokenised again
+    rollout_logprobs: FloatArray  # float32[T], nats, at sampling temperature
+    policy_versions: PolicyVersions
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompletionGroup:
+    group_id: int
+    prompt: Prompt
+    completions: tuple[Completion, ...]  # G, ordered by index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardTerm:
+    """One scorer's verdict on one completion. An invalid term is no zero: it is left out and counted."""
+
+    scorer: str
+    value: float  # meaningless when status is "invalid"
+    status: RewardStatus
+    reason: str  # why it is invalid, or how it was decided; a short fixed code, e.g. "timeout"
+    policy_version: int  # -1 for scorers without weights
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BeliefTrace:
+    step_ends: IntArray  # int32[S], token offsets
+    hypotheses: tuple[str, ...]  # K+1; 0 = reference answer
+    answer_logprobs: FloatArray  # float32[S+1, K+1], nats
+    posterior: FloatArray  # float32[S+1, K+1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScoredGroup:
+    group_id: int
+    prompt: Prompt
+    completions: tuple[Completion, ...]  # G
+    rewards: tuple[tuple[RewardTerm, ...], ...]  # G x number of scorers
+    belief_traces: tuple[BeliefTrace, ...] = ()  # G where the belief scorer ran
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingSample:
+    """One prompt + completion. Index t speaks of token t: its log-probability is predicted at t-1."""
+
+    group_id: int
+    token_ids: IntArray  # int32[L]
+    loss_mask: BoolArray  # bool[L], true on completion tokens
+    rollout_logprobs: FloatArray  # float32[L], 0 on prompt tokens
+    advantages: FloatArray  # float32[L], 0 on prompt tokens
+    min_policy_version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedMicroBatch:
+    """B sequences end to end, no padding: sequence b is sequence_starts[b] .. sequence_starts[b+1]-1."""
+
+    token_ids: IntArray  # int32[N]
+    position_ids: IntArray  # int32[N], from 0 in each sequence
+    sequence_starts: IntArray  # int32[B+1]
+    loss_mask: BoolArray  # bool[N]
+    rollout_logprobs: FloatArray  # float32[N]
+    advantages: FloatArray  # float32[N]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingBatch:
+    """One optimizer step. Every rank has the same number of micro-batches; the denominators are global."""
+
+    micro_batches: tuple[tuple[PackedMicroBatch, ...], ...]  # [ranks][m]
+    num_loss_tokens: int  # over all ranks
+    num_sequences: int  # over all ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """`name` is `area/name_unit`."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    policy_version: int  # after the step
+    metrics: tuple[Metric, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsManifest:
+    """What a broadcast carries, in sending order. `digest` is over the bytes of all tensors in that order."""
+
+    policy_version: int
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]  # torch names without the prefix: "float32"
+    num_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightGroupSpec:
+    """Where sender (rank 0) and receivers (ranks 1 .. world_size-1) meet for broadcasts."""
+
+    group_name: str  # unique for each membership
+    host: str
+    port: int
+    world_size: int
+    backend: Literal["gloo", "nccl"]
+    timeout_seconds: float
+    bucket_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiverStatus:
+    """What a receiver says it holds after a sync."""
+
+    receiver: str
+    policy_version: int
+    digest: str  # recomputed from the bytes that arrived
+    seconds: float
