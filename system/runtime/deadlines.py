@@ -1,0 +1,52 @@
+"""Waits with a deadline whose errors name who did not answer. Every wait of the controller goes through here."""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from typing import TypeVar
+
+from system.errors import DeadlineError
+
+Result = TypeVar("Result")
+
+
+async def within(awaitable: Awaitable[Result], *, who: str, what: str, seconds: float) -> Result:
+    """The result of `awaitable`; DeadlineError naming `who` and `what` when it takes longer than `seconds`.
+
+    The deadline also holds when the awaited code refuses to be cancelled: it is left behind, not waited for.
+    """
+    return (await all_within({who: awaitable}, what=what, seconds=seconds))[who]
+
+
+async def all_within(awaitables: Mapping[str, Awaitable[Result]], *, what: str, seconds: float) -> dict[str, Result]:
+    """The results by name, once all have answered.
+
+    The first error ends the wait and is raised as it is, with a note that names whose it was. At the deadline
+    DeadlineError names all who did not answer. Either way, and when the caller is cancelled, the rest is cancelled.
+    """
+    if not awaitables:
+        return {}
+    tasks = {who: asyncio.ensure_future(awaitable) for who, awaitable in awaitables.items()}
+    try:
+        done, pending = await asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for who, task in tasks.items():
+            error = task.exception() if task in done and not task.cancelled() else None
+            if error is not None:
+                error.add_note(f"{who} failed at '{what}'")
+                raise error
+        if pending:
+            late = ", ".join(who for who, task in tasks.items() if task in pending)
+            raise DeadlineError(late, what=what, seconds=seconds)
+        return {who: task.result() for who, task in tasks.items()}
+    finally:
+        for task in tasks.values():
+            if not task.done():
+                task.cancel()
+                task.add_done_callback(_retrieve_error)
+            else:
+                _retrieve_error(task)
+
+
+def _retrieve_error(task: "asyncio.Future[Result]") -> None:
+    # asyncio prints a traceback for an error that nobody looked at; the first one was raised already.
+    if not task.cancelled():
+        task.exception()
