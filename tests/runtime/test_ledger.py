@@ -1,6 +1,7 @@
 """The ledger accounts for every group and refuses transitions that no correct controller makes."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_what_is_in_flight_at_the_end_is_dropped_with_its_reason() -> None:
         (lambda ledger: ledger.mark_generated(99), "group 99 is not in flight"),
     ],
 )
-def test_illegal_transition_raises_and_changes_nothing(attempt, message: str) -> None:
+def test_illegal_transition_raises_and_changes_nothing(attempt: Callable[[Ledger], None], message: str) -> None:
     ledger = ledger_with_one_group_in_each_state()
     before = ledger.totals()
     with pytest.raises(LedgerError, match=message):

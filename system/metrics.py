@@ -1,0 +1,265 @@
+"""Metric names, how their values within one update are reduced, and what they are plotted against.
+
+A name is `area/name_unit`. A module declares the metrics it produces as a tuple of `MetricDefinition`s beside the
+code that produces them; an entry point joins those tuples into one `MetricTable`, and a name that is in no tuple is
+an error. `<...>` in a name stands for one word that is not known beforehand, such as a verifier's reason.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from system.records import Metric
+
+Reduction = Literal["mean", "sum", "max", "last"]
+XAxis = Literal["policy_version", "tokens", "seconds"]
+
+X_AXIS_METRICS: Mapping[XAxis, str] = {
+    "policy_version": "progress/policy_version",
+    "tokens": "progress/tokens",
+    "seconds": "progress/seconds",
+}
+
+_NAME_PATTERN = re.compile(r"[a-z0-9_]+(/[a-z0-9_<>]+)+")
+_PLACEHOLDER = re.compile(r"<[a-z_]+>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricDefinition:
+    """One metric, or a family of them when the name holds a `<word>`."""
+
+    name: str  # area/name_unit
+    description: str
+    reduction: Reduction = "mean"  # of several values within one update; the mean is over the values' weights
+    x_axis: XAxis = "policy_version"
+    depends_on_timing: bool = False  # differs between two runs with the same seed for other reasons than its unit
+
+    def __post_init__(self) -> None:
+        if not _NAME_PATTERN.fullmatch(self.name):
+            raise ValueError(f"metric {self.name!r} is not of the form area/name_unit")
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether two synchronous runs with the same seed give the same values."""
+        return not (self.depends_on_timing or self.name.endswith(("seconds", "per_second")))
+
+    def matches(self, name: str) -> bool:
+        literal_parts = [re.escape(part) for part in _PLACEHOLDER.split(self.name)]
+        return re.fullmatch("[a-z0-9_]+".join(literal_parts), name) is not None
+
+
+class MetricTable:
+    """All metrics of a run; ValueError for a name that is declared twice, KeyError for one that is not declared."""
+
+    def __init__(self, *definitions: Sequence[MetricDefinition]) -> None:
+        self._by_name: dict[str, MetricDefinition] = {}
+        self._families: list[MetricDefinition] = []
+        for definition in (definition for group in definitions for definition in group):
+            if definition.name in self._by_name:
+                raise ValueError(f"metric {definition.name!r} is declared twice")
+            self._by_name[definition.name] = definition
+            if "<" in definition.name:
+                self._families.append(definition)
+
+    def find(self, name: str) -> MetricDefinition:
+        """The definition of `name`: its own, or that of the family it belongs to."""
+        if "<" not in name:
+            if name in self._by_name:
+                return self._by_name[name]
+            for family in self._families:
+                if family.matches(name):
+                    return family
+        raise KeyError(f"metric {name!r} is not declared; add a MetricDefinition where it is produced")
+
+    def definitions(self) -> tuple[MetricDefinition, ...]:
+        return tuple(self._by_name.values())
+
+
+class MetricSet:
+    """Collects the metrics of one update and reduces each as its definition says."""
+
+    def __init__(self, table: MetricTable) -> None:
+        self._table = table
+        self._reduced: dict[str, _Running] = {}
+
+    def add(self, name: str, value: float, *, weight: float = 1.0) -> None:
+        """Adds one value; `weight` counts in means only. KeyError for an undeclared name."""
+        reduction = self._table.find(name).reduction
+        self._reduced.setdefault(name, _Running(reduction=reduction)).add(float(value), weight=weight)
+
+    def extend(self, metrics: Iterable[Metric]) -> None:
+        for metric in metrics:
+            self.add(metric.name, metric.value)
+
+    def reduce(self) -> dict[str, float]:
+        """The reduced values, by ascending name. A mean of weights that sum to 0 is NaN."""
+        return {name: running.value() for name, running in sorted(self._reduced.items())}
+
+    def clear(self) -> None:
+        self._reduced.clear()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    reduction: Reduction
+    total: float = field(default=0.0)
+    total_weight: float = field(default=0.0)
+    largest: float = field(default=-math.inf)
+    last: float = field(default=math.nan)
+
+    def add(self, value: float, *, weight: float) -> None:
+        self.total += value * weight if self.reduction == "mean" else value
+        self.total_weight += weight
+        # max() keeps whichever argument comes first when one is NaN: a NaN has to win, or it goes unnoticed.
+        self.largest = value if math.isnan(value) or value > self.largest else self.largest
+        self.last = value
+
+    def value(self) -> float:
+        if self.reduction == "mean":
+            return self.total / self.total_weight if self.total_weight else math.nan
+        return {"sum": self.total, "max": self.largest, "last": self.last}[self.reduction]
+
+
+PHASES = ("rollout", "batch", "train", "weight_sync", "evaluate", "checkpoint")
+
+
+def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[MetricDefinition, ...]:
+    return tuple(
+        MetricDefinition(name=name, description=description, reduction=reduction)
+        for name, description in descriptions.items()
+    )
+
+
+PROGRESS_METRICS = (
+    MetricDefinition(name="progress/policy_version", description="Optimizer steps done.", reduction="last"),
+    MetricDefinition(
+        name="progress/tokens", description="Completion tokens trained on since the start.", reduction="last"
+    ),
+    MetricDefinition(
+        name="progress/seconds", description="Running time over all sittings of the run.", reduction="last"
+    ),
+)
+
+REWARD_METRICS = (
+    *_defined(
+        "mean",
+        {
+            "reward/mean": "Weighted reward over valid completions.",
+            "reward/std": "Mean over groups of the standard deviation within the group.",
+            "reward/zero_spread_fraction": "Groups whose members all have the same reward (no advantage).",
+            "train/accuracy": "Verifier's verdict over valid training completions, 0-1.",
+            "advantage/mean_abs": "Mean absolute advantage over loss tokens.",
+            "completion/length_mean_tokens": "Tokens per completion.",
+            "completion/truncated_fraction": "Completions cut at max_completion_tokens.",
+            "completion/distinct_2": "Distinct 2-grams over all 2-grams of the update's completions.",
+            "completion/repetition_4": "4-grams of a completion that occurred earlier in it, mean over completions.",
+        },
+    ),
+    MetricDefinition(name="completion/length_max_tokens", description="Longest completion.", reduction="max"),
+    *_defined(
+        "sum",
+        {
+            "reward/num_invalid": "Completions without a valid reward, left out of the statistics.",
+            "reward/invalid_<reason>": "Invalid rewards by reason.",
+        },
+    ),
+    MetricDefinition(name="reward/<scorer>_mean", description="Mean valid value of one scorer."),
+    MetricDefinition(name="reward/<scorer>_seconds", description="Scoring time of one completion by one scorer."),
+)
+
+BATCH_METRICS = _defined(
+    "sum",
+    {
+        "batch/num_groups": "Groups of the update.",
+        "batch/num_sequences": "Sequences of the update.",
+        "batch/num_loss_tokens": "Completion tokens of the update, the loss denominator under token_mean.",
+        "batch/num_micro_batches": "Packed micro-batches of one rank.",
+        "batch/num_skipped_prompts": "Prompts longer than max_prompt_tokens.",
+    },
+)
+
+WEIGHT_SYNC_METRICS = (
+    MetricDefinition(name="weight_sync/seconds", description="Gather, broadcast, digest and canary.", reduction="sum"),
+    MetricDefinition(name="weight_sync/gather_seconds", description="Gathering shards on all ranks.", reduction="sum"),
+    MetricDefinition(name="weight_sync/broadcast_seconds", description="Sending to all receivers.", reduction="sum"),
+    MetricDefinition(
+        name="weight_sync/pause_seconds", description="Longest pause of a rollout engine.", reduction="max"
+    ),
+    MetricDefinition(name="weight_sync/canary_seconds", description="Comparing log-probabilities.", reduction="sum"),
+    MetricDefinition(name="weight_sync/bytes", description="Bytes of one copy of the weights.", reduction="last"),
+    MetricDefinition(name="weight_sync/num_receivers", description="Receivers that were synced.", reduction="last"),
+    MetricDefinition(
+        name="weight_sync/canary_max_abs_diff_nats",
+        description="Largest log-probability difference between learner and any receiver.",
+        reduction="max",
+    ),
+)
+
+RUNTIME_METRICS = (
+    MetricDefinition(name="staleness/mean_versions", description="Versions between sampling and training, per group."),
+    MetricDefinition(name="staleness/max_versions", description="Largest staleness of the update.", reduction="max"),
+    MetricDefinition(
+        name="rollout/tokens_per_second",
+        description="Generated completion tokens over the time spent waiting for rollouts.",
+    ),
+    MetricDefinition(name="rollout/num_workers", description="Rollout workers that serve.", reduction="last"),
+    MetricDefinition(name="rollout/num_restarts", description="Rollout workers replaced so far.", reduction="last"),
+    *(
+        MetricDefinition(
+            name=f"queue/{state}_groups",
+            description=f"Groups that are {state}.",
+            reduction="last",
+            depends_on_timing=True,
+        )
+        for state in ("leased", "generated", "ready", "outstanding")
+    ),
+    *(
+        MetricDefinition(name=f"time/{phase}_seconds", description=f"Time in phase {phase}.", reduction="sum")
+        for phase in PHASES
+    ),
+    MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
+    *_defined(
+        "last",
+        {
+            "ledger/leased": "Groups handed out since the start.",
+            "ledger/generated": "Groups generated since the start, regenerated ones each time.",
+            "ledger/scored": "Groups scored since the start.",
+            "ledger/trained": "Groups trained on since the start.",
+            "ledger/regenerated": "Groups generated again after a worker's death.",
+            "ledger/dropped": "Groups dropped since the start.",
+            "ledger/in_flight": "Groups on their way.",
+            "ledger/dropped_<reason>": "Dropped groups by reason.",
+            "tracker/num_failures": "W&B calls that failed.",
+        },
+    ),
+)
+
+EVALUATION_METRICS = _defined(
+    "last",
+    {
+        "eval/accuracy_sampled": "Held-out accuracy of sampled completions (pass@1), 0-1.",
+        "eval/accuracy_sampled_low": "Lower end of its 95 % interval over problems.",
+        "eval/accuracy_sampled_high": "Upper end of its 95 % interval over problems.",
+        "eval/accuracy_greedy": "Held-out accuracy of greedy completions, 0-1.",
+        "eval/accuracy_greedy_low": "Lower end of its 95 % interval over problems.",
+        "eval/accuracy_greedy_high": "Upper end of its 95 % interval over problems.",
+        "eval/pass_at_<k>": "Unbiased estimate that one of k samples is right, 0-1.",
+        "eval/num_problems": "Held-out problems asked.",
+        "eval/num_completions": "Sampled completions for each problem.",
+        "eval/length_mean_tokens": "Tokens per sampled completion.",
+        "eval/truncated_fraction": "Sampled completions cut at max_completion_tokens.",
+        "eval/num_invalid": "Sampled completions without a valid verdict, counted as wrong.",
+        "eval/policy_version": "Policy version that wrote the completions.",
+    },
+)
+
+SYSTEM_METRICS = (
+    *PROGRESS_METRICS,
+    *REWARD_METRICS,
+    *BATCH_METRICS,
+    *WEIGHT_SYNC_METRICS,
+    *RUNTIME_METRICS,
+    *EVALUATION_METRICS,
+)
