@@ -125,6 +125,7 @@ class PackedMicroBatch:
     loss_mask: BoolArray  # bool[N]
     rollout_logprobs: FloatArray  # float32[N]
     advantages: FloatArray  # float32[N]
+    min_policy_versions: IntArray  # int32[B], oldest policy version that wrote a token of the sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,7 +134,7 @@ class TrainingBatch:
 
     micro_batches: tuple[tuple[PackedMicroBatch, ...], ...]  # [ranks][m]
     num_loss_tokens: int  # over all ranks
-    num_sequences: int  # over all ranks
+    num_sequences: int  # over all ranks, those with at least one loss token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,128 @@
+"""Causal attention over packed sequences without padding waste and without flash-attention.
+
+Linear layers, norms and the LM head see N packed tokens. Attention alone gathers the sequences into a few
+right-padded blocks of similar length and scatters the result back. Right padding needs no mask: a causal
+query never looks at a later key. Used by the learner on CPU and GPU alike, through transformers' attention
+interface: whoever loads a model registers `packed_attention` and `no_attention_mask` there under the name
+`PACKED_ATTENTION` and passes `packed_layout=PackedLayout.build(...)` to the model's forward pass.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+PACKED_ATTENTION = "credence_packed"
+
+# A block ends where its padding would exceed this share of the block's cells.
+MAX_PADDING_SHARE = 0.15
+# Below this many cells, one more call costs more than the padding it saves.
+MIN_BLOCK_CELLS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedBlock:
+    """B_c sequences of similar length, right-padded to L_c."""
+
+    gather: Tensor  # int64[B_c * L_c], packed position of each cell; padding repeats the sequence's last token
+    num_sequences: int  # B_c
+    max_length: int  # L_c
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PackedLayout:
+    """Where the sequences of one micro-batch lie; the same for all layers."""
+
+    blocks: tuple[PackedBlock, ...]
+    scatter: Tensor  # int64[N], cell (blocks end to end) of each packed token
+    max_length: int
+
+    @classmethod
+    def build(cls, sequence_starts: Tensor, *, device: torch.device) -> "PackedLayout":
+        """Groups sequences by length into blocks. `sequence_starts` int[B+1] on the CPU; tensors land on `device`."""
+        starts = sequence_starts.long()
+        lengths = starts.diff()
+        if len(starts) < 2 or int(starts[0]) != 0 or bool((lengths < 1).any()):
+            raise ValueError(f"sequence_starts must ascend strictly from 0, got {sequence_starts.tolist()}")
+        order = torch.argsort(lengths, descending=True, stable=True)
+        blocks: list[PackedBlock] = []
+        scatter = torch.empty(int(starts[-1]), dtype=torch.long)
+        cells = 0
+        for members in _similar_lengths(order.tolist(), lengths.tolist()):
+            index = torch.tensor(members)
+            max_length = int(lengths[index[0]])
+            column = torch.arange(max_length)
+            gather = starts[index, None] + torch.minimum(column, lengths[index, None] - 1)
+            is_token = column < lengths[index, None]
+            cell = cells + torch.arange(gather.numel()).view_as(gather)
+            scatter[gather[is_token]] = cell[is_token]
+            cells += gather.numel()
+            blocks.append(
+                PackedBlock(gather=gather.flatten().to(device), num_sequences=len(members), max_length=max_length)
+            )
+        return cls(blocks=tuple(blocks), scatter=scatter.to(device), max_length=int(lengths.max()))
+
+
+def _similar_lengths(longest_first: list[int], lengths: list[int]) -> list[list[int]]:
+    """Cuts the sorted sequences into runs whose padding stays below MAX_PADDING_SHARE."""
+    runs: list[list[int]] = []
+    tokens = 0
+    for sequence in longest_first:
+        if runs:
+            cells = lengths[runs[-1][0]] * (len(runs[-1]) + 1)
+            if cells <= MIN_BLOCK_CELLS or cells - tokens - lengths[sequence] <= MAX_PADDING_SHARE * cells:
+                runs[-1].append(sequence)
+                tokens += lengths[sequence]
+                continue
+        runs.append([sequence])
+        tokens = lengths[sequence]
+    return runs
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    packed_layout: PackedLayout,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_other_arguments_of_transformers: object,
+) -> tuple[Tensor, None]:
+    """softmax(q k^T * scaling) v within each packed sequence, causal.
+
+    `query` [1, H, N, D], `key` and `value` [1, H_kv, N, D]; returns [1, N, H, D]. Grouped-query heads are
+    shared by H / H_kv queries. Raises ValueError for what would silently compute something else: an attention
+    mask, a window shorter than a sequence, soft-capped scores, attention sinks, or dropout.
+    """
+    if attention_mask is not None or softcap is not None or s_aux is not None or dropout != 0.0:
+        raise ValueError("packed attention supports no extra mask, soft cap, attention sinks or dropout")
+    if sliding_window is not None and sliding_window < packed_layout.max_length:
+        raise ValueError(f"a sequence of {packed_layout.max_length} tokens exceeds the model's window {sliding_window}")
+    num_heads, num_key_heads = query.shape[1], key.shape[1]
+    # [N, H, D]: a packed token is one contiguous row, so that gathering copies rows.
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    outputs = []
+    for block in packed_layout.blocks:
+        cells = [
+            tensor.index_select(0, block.gather)
+            .view(block.num_sequences, block.max_length, *tensor.shape[1:])
+            .transpose(1, 2)
+            for tensor in rows
+        ]
+        attended = scaled_dot_product_attention(
+            *cells, is_causal=True, scale=scaling, enable_gqa=num_heads != num_key_heads
+        )
+        outputs.append(attended.transpose(1, 2).reshape(-1, num_heads, value.shape[-1]))
+    cells_in_order = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return cells_in_order.index_select(0, packed_layout.scatter).unsqueeze(0), None
+
+
+def no_attention_mask(*_positional: object, **_named: object) -> None:
+    """What transformers should build as the mask of packed attention: nothing."""

@@ -1,0 +1,96 @@
+"""Packing loses no token, respects the budget, and gives every rank the same work."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from system.data.batching import pack_batch
+from system.records import PackedMicroBatch, TrainingSample
+
+
+def make_sample(length: int, *, group_id: int = 0, num_loss_tokens: int | None = None) -> TrainingSample:
+    loss_mask = np.zeros(length, dtype=np.bool_)
+    num_loss_tokens = length - 1 if num_loss_tokens is None else num_loss_tokens
+    loss_mask[length - num_loss_tokens :] = num_loss_tokens > 0
+    return TrainingSample(
+        group_id=group_id,
+        token_ids=np.full(length, group_id, dtype=np.int32),
+        loss_mask=loss_mask,
+        rollout_logprobs=np.arange(length, dtype=np.float32),
+        advantages=np.full(length, group_id, dtype=np.float32),
+        min_policy_version=group_id,
+    )
+
+
+def sequences_of(micro_batch: PackedMicroBatch) -> list[tuple[int, int]]:
+    """(group_id, length) of each packed sequence."""
+    starts = micro_batch.sequence_starts
+    return [(int(micro_batch.token_ids[start]), int(end - start)) for start, end in pairwise(starts)]
+
+
+def test_every_sequence_is_packed_once_within_the_budget_on_equally_loaded_ranks() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 120, size=101)
+    samples = [make_sample(int(length), group_id=index) for index, length in enumerate(lengths)]
+    batch = pack_batch(samples, num_ranks=3, tokens_per_microbatch=600)
+    packed = [
+        sequence for rank in batch.micro_batches for micro_batch in rank for sequence in sequences_of(micro_batch)
+    ]
+    assert sorted(packed) == [(index, int(length)) for index, length in enumerate(lengths)]
+    (num_microbatches,) = {len(rank) for rank in batch.micro_batches}
+    assert num_microbatches <= int(lengths.sum()) // 1800 + 2
+    assert all(len(micro_batch.token_ids) <= 600 for rank in batch.micro_batches for micro_batch in rank)
+    tokens = [sum(len(micro_batch.token_ids) for micro_batch in rank) for rank in batch.micro_batches]
+    assert max(tokens) - min(tokens) <= 120
+    assert batch.num_loss_tokens == int(lengths.sum()) - 101
+    assert batch.num_sequences == 101
+
+
+def test_arrays_of_a_sequence_stay_together() -> None:
+    batch = pack_batch([make_sample(3, group_id=1), make_sample(5, group_id=2)], num_ranks=1, tokens_per_microbatch=8)
+    (micro_batch,) = batch.micro_batches[0]
+    assert micro_batch.sequence_starts.tolist() == [0, 5, 8]
+    assert micro_batch.token_ids.tolist() == [2, 2, 2, 2, 2, 1, 1, 1]
+    assert micro_batch.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert micro_batch.loss_mask.tolist() == [False, True, True, True, True, False, True, True]
+    assert micro_batch.rollout_logprobs.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert micro_batch.advantages.tolist() == [2, 2, 2, 2, 2, 1, 1, 1]
+    assert micro_batch.min_policy_versions.tolist() == [2, 1]
+
+
+def test_packing_is_deterministic() -> None:
+    samples = [make_sample(length, group_id=index) for index, length in enumerate([7, 7, 7, 5, 5, 9, 9, 2])]
+    first, second = (pack_batch(samples, num_ranks=2, tokens_per_microbatch=12) for _ in range(2))
+    for one, other in zip(first.micro_batches, second.micro_batches, strict=True):
+        assert list(map(sequences_of, one)) == list(map(sequences_of, other))
+
+
+def test_a_rank_left_without_samples_gets_a_copy_without_loss() -> None:
+    # Three samples fill a micro-batch each, so rank 0 needs two and rank 1 has only one.
+    samples = [make_sample(10, group_id=index) for index in range(3)]
+    batch = pack_batch(samples, num_ranks=2, tokens_per_microbatch=10)
+    assert [len(rank) for rank in batch.micro_batches] == [2, 2]
+    losses = [int(micro_batch.loss_mask.sum()) for rank in batch.micro_batches for micro_batch in rank]
+    assert sorted(losses) == [0, 9, 9, 9]
+    assert batch.num_loss_tokens == 27
+    assert batch.num_sequences == 3
+
+
+def test_sequences_without_loss_tokens_do_not_count() -> None:
+    batch = pack_batch([make_sample(4), make_sample(4, num_loss_tokens=0)], num_ranks=1, tokens_per_microbatch=8)
+    assert (batch.num_loss_tokens, batch.num_sequences) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "num_ranks", "message"),
+    [
+        ([make_sample(5)], 2, "1 samples cannot be split over 2 learner ranks"),
+        ([make_sample(11)], 1, "sample 0 has 11 tokens, more than batch.tokens_per_microbatch=10"),
+        ([make_sample(4, num_loss_tokens=0)], 1, "nothing to train on"),
+        ([make_sample(4, num_loss_tokens=4)], 1, "first token has no predecessor"),
+    ],
+)
+def test_bad_batches_are_refused(samples: list[TrainingSample], num_ranks: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack_batch(samples, num_ranks=num_ranks, tokens_per_microbatch=10)
