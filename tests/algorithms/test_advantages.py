@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from system.algorithms.advantages import group_advantages
+from system.algorithms.advantages import Baseline, group_advantages
 
 
 def rewards_of(*values: float) -> np.ndarray:
@@ -69,7 +69,7 @@ def test_invalid_members_get_zero_and_do_not_count() -> None:
     ],
 )
 def test_groups_that_say_nothing_have_zero_advantages(
-    rewards: np.ndarray, valid: list[bool], baseline: str, normalise_std: bool
+    rewards: np.ndarray, valid: list[bool], baseline: Baseline, normalise_std: bool
 ) -> None:
     advantages = group_advantages(
         rewards, valid=np.array(valid, dtype=np.bool_), baseline=baseline, normalise_std=normalise_std, epsilon=0.0
