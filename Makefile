@@ -1,0 +1,25 @@
+# make setup | demo | test | lint      CUDA=1 installs the CUDA set; ARGS="..." goes to the command.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint
+
+BUILD := $(if $(filter 1,$(CUDA)),cuda,cpu)
+
+help:
+	@echo "make setup   install everything into .venv (Python 3.11; CUDA=1 for GPUs)"
+	@echo "make demo    train the small policy end to end; ARGS='run.seed=1 ...' overrides keys"
+	@echo "make test    every test but those marked gpu or slow; ARGS='-k name' selects"
+	@echo "make lint    ruff and mypy"
+
+setup:
+	@tools/setup.sh $(BUILD)
+
+demo: setup
+	.venv/bin/credence train configs/demo.yaml $(ARGS)
+
+test: setup
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy

@@ -1,0 +1,312 @@
+"""Ranges and contradictions: what a typed configuration may still get wrong.
+
+Called by system/config.py once all keys have a value of their type. One function for each section; each raises
+ConfigError for the first mistake that it finds.
+"""
+
+import re
+from typing import Any
+
+from system.config_environment import check_environment
+from system.config_reference import config_keys
+from system.config_schema import (
+    AlgorithmConfig,
+    ClusterConfig,
+    Config,
+    EvaluationConfig,
+    LearnerConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    TaskConfig,
+    WeightSyncConfig,
+)
+from system.errors import ConfigError
+
+# Largest and smallest value of every numeric key; null passes where the type allows it.
+AT_LEAST: dict[str, float] = {
+    "run.seed": 0,
+    "run.num_updates": 1,
+    "task.validation_size": 1,
+    "batch.prompts_per_step": 1,
+    "batch.completions_per_prompt": 1,
+    "batch.tokens_per_microbatch": 1,
+    "rollout.num_workers": 1,
+    "rollout.tensor_parallel_size": 1,
+    "rollout.top_k": 0,
+    "rollout.max_prompt_tokens": 1,
+    "rollout.max_completion_tokens": 1,
+    "rollout.max_sequences": 1,
+    "rollout.cpus_per_worker": 0,
+    "rollout.max_restarts": 0,
+    "reward.num_workers": 1,
+    "reward.processes_per_worker": 1,
+    "reward.memory_limit_mib": 128,  # below that the verifier's libraries cannot be loaded
+    "reward.cpus_per_worker": 0,
+    "reward.verifier_weight": 0,
+    "algorithm.clip_high": 0,
+    "algorithm.importance_cap": 1,  # a smaller cap would scale down samples that agree
+    "algorithm.kl_coefficient": 0,
+    "algorithm.entropy_coefficient": 0,
+    "learner.num_ranks": 1,
+    "learner.zero_stage": 0,
+    "learner.weight_decay": 0,
+    "learner.threads_per_rank": 1,
+    "learner.cpus_per_rank": 0,
+    "weight_sync.bucket_mib": 1,
+    "controller.max_staleness": 0,
+    "checkpoint.every_updates": 1,
+    "checkpoint.keep": 1,
+    "evaluation.every_updates": 1,
+    "evaluation.num_problems": 1,
+    "evaluation.num_problems_final": 1,
+    "evaluation.completions_per_problem": 1,
+    "evaluation.completions_per_problem_final": 1,
+    "tracker.completions_per_table": 0,
+}
+ABOVE_ZERO = (
+    "run.max_seconds",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory_utilization",
+    "rollout.start_timeout_seconds",
+    "rollout.group_timeout_seconds",
+    "reward.timeout_seconds",
+    "reward.group_timeout_seconds",
+    "learner.learning_rate",
+    "learner.max_grad_norm",
+    "learner.start_timeout_seconds",
+    "learner.step_timeout_seconds",
+    "weight_sync.timeout_seconds",
+    "weight_sync.canary_tolerance_nats",
+    "evaluation.temperature",
+)
+FRACTIONS = ("algorithm.clip_low", "learner.warmup_ratio", "learner.final_lr_ratio")
+AT_MOST: dict[str, float] = {
+    "run.seed": 2**31 - 1,
+    "rollout.top_p": 1,
+    "rollout.gpu_memory_utilization": 1,
+    "learner.zero_stage": 3,
+}
+# bfloat16 keeps 8 bits: a log-probability of a few nats is known to about this much at best.
+_SMALLEST_BFLOAT16_TOLERANCE = 0.01
+
+
+def check_config(config: Config, *, check_devices: bool) -> None:
+    """Raises ConfigError for the first range, contradiction or (with `check_devices`) missing device."""
+    check_ranges(config)
+    check_run(config.run)
+    check_task(config.task, evaluation=config.evaluation)
+    check_batch(config)
+    check_rollout(config.rollout)
+    check_reward(config.reward)
+    check_algorithm(config.algorithm)
+    check_learner(config.learner)
+    check_weight_sync(config.weight_sync, rollout=config.rollout, learner=config.learner)
+    check_cluster(config.cluster)
+    if check_devices:
+        check_environment(config)
+
+
+def check_ranges(config: Config) -> None:
+    """Every number lies in its range."""
+    for key in config_keys():
+        section, name = key.split(".")
+        value: Any = getattr(getattr(config, section), name)
+        if value is None:
+            continue
+        if key in AT_LEAST and value < AT_LEAST[key]:
+            raise _out_of_range(key, value, expected=f"at least {AT_LEAST[key]:g}")
+        if key in AT_MOST and value > AT_MOST[key]:
+            raise _out_of_range(key, value, expected=f"at most {AT_MOST[key]:g}")
+        if key in ABOVE_ZERO and value <= 0:
+            raise _out_of_range(key, value, expected="a number above 0")
+        if key in FRACTIONS and not 0 <= value <= 1:
+            raise _out_of_range(key, value, expected="a number from 0 to 1")
+
+
+def _out_of_range(key: str, value: object, *, expected: str) -> ConfigError:
+    return ConfigError(key, given=value, expected=expected, fix=f"change {key} in the file or on the command line")
+
+
+def check_run(run: RunConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run.name):
+        raise ConfigError(
+            "run.name",
+            given=run.name,
+            expected="1 to 100 letters, digits, dots, dashes or underscores, as it names a folder",
+            fix="e.g. run.name=chains-grpo-1",
+        )
+    if not run.directory:
+        raise ConfigError("run.directory", given="", expected="a folder", fix="e.g. run.directory=runs")
+
+
+def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
+    sources = {"task.train_path": task.train_path, "task.test_path": task.test_path, "task.dataset": task.dataset}
+    if task.name == "gsm8k_chains":
+        for key, value in sources.items():
+            if value is not None:
+                raise ConfigError(
+                    key, given=value, expected="null, as gsm8k_chains is embedded", fix="remove it, or task.name=gsm8k"
+                )
+    elif task.dataset is not None and (task.train_path is not None or task.test_path is not None):
+        raise ConfigError(
+            "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"
+        )
+    elif task.dataset is None:
+        for key in ("task.train_path", "task.test_path"):
+            if sources[key] is None:
+                raise ConfigError(
+                    key,
+                    given=None,
+                    expected=f"a file with rows of {task.name}, or task.dataset",
+                    fix=f"{key}=FILE.jsonl",
+                )
+    if evaluation.split == "validation":
+        largest = max(evaluation.num_problems, evaluation.num_problems_final)
+        if largest > task.validation_size:
+            raise ConfigError(
+                "evaluation.num_problems, evaluation.num_problems_final",
+                given=largest,
+                expected=f"at most task.validation_size={task.validation_size} problems of the validation split",
+                fix="lower them, or raise task.validation_size",
+            )
+
+
+def check_batch(config: Config) -> None:
+    batch, ranks = config.batch, config.learner.num_ranks
+    samples = batch.prompts_per_step * batch.completions_per_prompt
+    if batch.completions_per_prompt < 2:
+        raise ConfigError(
+            "batch.completions_per_prompt",
+            given=batch.completions_per_prompt,
+            expected="at least 2, because grpo compares the completions of a group",
+            fix="e.g. batch.completions_per_prompt=8",
+        )
+    if samples % ranks:
+        nearest = _next_divisible(batch.prompts_per_step, batch.completions_per_prompt, ranks)
+        raise ConfigError(
+            "batch.prompts_per_step * batch.completions_per_prompt",
+            given=f"{batch.prompts_per_step} * {batch.completions_per_prompt} = {samples}",
+            expected=f"a multiple of learner.num_ranks={ranks}, so that every rank has the same work",
+            fix=f"e.g. batch.prompts_per_step={nearest}",
+        )
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+    if batch.tokens_per_microbatch < longest:
+        raise ConfigError(
+            "batch.tokens_per_microbatch",
+            given=batch.tokens_per_microbatch,
+            expected=f"at least {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens, one sequence",
+            fix=f"batch.tokens_per_microbatch={longest}, or shorter completions",
+        )
+
+
+def _next_divisible(prompts: int, completions: int, ranks: int) -> int:
+    while prompts * completions % ranks:
+        prompts += 1
+    return prompts
+
+
+def check_rollout(rollout: RolloutConfig) -> None:
+    reason = "in training, or the log-probabilities of the samples would be biased"
+    if rollout.top_p < 1:
+        raise ConfigError("rollout.top_p", given=rollout.top_p, expected=f"1.0 {reason}", fix="rollout.top_p=1.0")
+    if rollout.top_k > 0:
+        raise ConfigError("rollout.top_k", given=rollout.top_k, expected=f"0 {reason}", fix="rollout.top_k=0")
+    other = {"cpu": "gpu_memory_utilization", "cuda": "kv_cache_gib"}[rollout.device]
+    value, default = getattr(rollout, other), config_keys()[f"rollout.{other}"].default
+    if value != default:
+        raise ConfigError(
+            f"rollout.{other}",
+            given=value,
+            expected=f"the default {default}, as engines with rollout.device={rollout.device} do not read it",
+            fix="remove it",
+        )
+
+
+def check_reward(reward: RewardConfig) -> None:
+    if reward.verifier_weight == 0:
+        raise ConfigError(
+            "reward.verifier_weight",
+            given=reward.verifier_weight,
+            expected="a weight above 0, as the verifier is the only reward",
+            fix="reward.verifier_weight=1.0",
+        )
+    if reward.timeout_seconds >= reward.group_timeout_seconds:
+        raise ConfigError(
+            "reward.timeout_seconds",
+            given=reward.timeout_seconds,
+            expected=f"less than reward.group_timeout_seconds={reward.group_timeout_seconds:g}",
+            fix="lower it, or raise reward.group_timeout_seconds",
+        )
+
+
+def check_algorithm(algorithm: AlgorithmConfig) -> None:
+    if algorithm.clip_low == 1:
+        raise ConfigError(
+            "algorithm.clip_low", given=1.0, expected="less than 1: ratios are never negative", fix="e.g. 0.2"
+        )
+
+
+def check_learner(learner: LearnerConfig) -> None:
+    backend = "nccl" if learner.device == "cuda" else "gloo"
+    if learner.backend != backend:
+        raise ConfigError(
+            "learner.backend",
+            given=learner.backend,
+            expected=f"{backend} with learner.device={learner.device}",
+            fix=f"learner.backend={backend}",
+        )
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        raise ConfigError(
+            "learner.offload_optimizer",
+            given=True,
+            expected="learner.zero_stage 1, 2 or 3, as stage 0 cannot offload",
+            fix="learner.zero_stage=2, or learner.offload_optimizer=false",
+        )
+    if learner.offload_optimizer and learner.device == "cpu":
+        raise ConfigError(
+            "learner.offload_optimizer",
+            given=True,
+            expected="false with learner.device=cpu, where the state is in host memory already",
+            fix="learner.offload_optimizer=false",
+        )
+    if not all(0 <= beta < 1 for beta in learner.adam_betas):
+        raise ConfigError(
+            "learner.adam_betas",
+            given=list(learner.adam_betas),
+            expected="two numbers from 0 to below 1",
+            fix="e.g. learner.adam_betas=[0.9,0.95]",
+        )
+
+
+def check_weight_sync(weight_sync: WeightSyncConfig, *, rollout: RolloutConfig, learner: LearnerConfig) -> None:
+    devices = {rollout.device, learner.device}
+    if weight_sync.backend == "nccl" and devices != {"cuda"}:
+        raise ConfigError(
+            "weight_sync.backend",
+            given="nccl",
+            expected=f"gloo, as rollout.device={rollout.device} and learner.device={learner.device} are not both cuda",
+            fix="weight_sync.backend=gloo",
+        )
+    if (
+        "bfloat16" in (rollout.dtype, learner.dtype)
+        and weight_sync.canary_tolerance_nats < _SMALLEST_BFLOAT16_TOLERANCE
+    ):
+        raise ConfigError(
+            "weight_sync.canary_tolerance_nats",
+            given=weight_sync.canary_tolerance_nats,
+            expected=f"at least {_SMALLEST_BFLOAT16_TOLERANCE} when rollout.dtype or learner.dtype is bfloat16",
+            fix="e.g. weight_sync.canary_tolerance_nats=0.25",
+        )
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    if not re.fullmatch(r"local|auto|(ray://)?[\w.-]+:\d+", cluster.address):
+        raise ConfigError(
+            "cluster.address",
+            given=cluster.address,
+            expected="local, auto, HOST:PORT or ray://HOST:PORT",
+            fix="cluster.address=local on one machine, auto inside a Ray job",
+        )

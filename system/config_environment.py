@@ -1,0 +1,179 @@
+"""Whether this machine has what a configuration names: processors, GPUs, model folders, data files, W&B keys.
+
+Called by system/config_checks.py. Finds out without torch, Ray or a driver library, so that it costs nothing.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from system.config_schema import Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
+from system.errors import ConfigError
+
+POLICIES_DIR = Path(__file__).parent / "data" / "policies"
+_BUILTIN = "builtin:"
+
+
+def builtin_policies() -> list[str]:
+    """Names of the policies that are shipped in system/data/policies."""
+    return sorted(path.parent.name for path in POLICIES_DIR.glob("*/config.json"))
+
+
+def model_folder(path: str) -> Path | None:
+    """The local folder that model.path names, or None for a hub id. Does not check that it exists."""
+    if path.startswith(_BUILTIN):
+        return POLICIES_DIR / path.removeprefix(_BUILTIN)
+    if path.startswith((".", "/", "~")) or Path(path).is_dir():
+        return Path(path).expanduser()
+    return None
+
+
+def check_environment(config: Config) -> None:
+    """Raises ConfigError for the first thing that this machine lacks."""
+    check_model(config.model, rollout=config.rollout)
+    check_data_files(config.task)
+    check_wandb_key(config.tracker)
+    # A cluster that is joined is asked for its resources once Ray runs.
+    if config.cluster.address == "local":
+        check_processors(config)
+        check_gpus(config)
+
+
+def check_processors(config: Config) -> None:
+    rollout, learner, reward = config.rollout, config.learner, config.reward
+    wanted = (
+        rollout.num_workers * rollout.cpus_per_worker
+        + learner.num_ranks * learner.cpus_per_rank
+        + reward.num_workers * reward.cpus_per_worker
+    )
+    available = os.cpu_count() or 1
+    if wanted > available:
+        raise ConfigError(
+            "rollout.num_workers, learner.num_ranks, reward.num_workers",
+            given=f"actors that reserve {wanted:g} CPUs",
+            expected=f"at most the {available} CPUs of this machine",
+            fix="fewer workers or ranks, or smaller cpus_per_worker (rollout, reward) and learner.cpus_per_rank",
+        )
+
+
+def check_gpus(config: Config) -> None:
+    rollout, learner = config.rollout, config.learner
+    for_rollout = rollout.num_workers * rollout.tensor_parallel_size if rollout.device == "cuda" else 0
+    for_learner = learner.num_ranks if learner.device == "cuda" else 0
+    available = num_visible_gpus()
+    if for_rollout + for_learner > available:
+        raise ConfigError(
+            "rollout.num_workers, rollout.tensor_parallel_size, learner.num_ranks",
+            given=f"{for_rollout} GPUs for rollout and {for_learner} for the learner",
+            expected=f"at most the {available} GPUs of this machine",
+            fix="fewer workers or ranks, cluster.address=auto on a cluster, or device cpu with smaller settings",
+        )
+
+
+def num_visible_gpus() -> int:
+    """GPUs that a process started here can use: CUDA_VISIBLE_DEVICES, else the driver's device files."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
+    return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+
+
+def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
+    """A local model must be complete enough to load and have room for prompt and completion."""
+    folder = model_folder(model.path)
+    if folder is None:
+        _check_hub_id(model)
+        return
+    if model.revision is not None:
+        raise ConfigError(
+            "model.revision",
+            given=model.revision,
+            expected="null for a model that is not from the hub",
+            fix="remove it, or give model.path as a hub id",
+        )
+    description = _read_model_config(model.path, folder=folder)
+    positions = description.get("max_position_embeddings")
+    needed = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    if isinstance(positions, int) and needed > positions:
+        raise ConfigError(
+            "rollout.max_prompt_tokens + rollout.max_completion_tokens",
+            given=needed,
+            expected=f"at most the {positions} positions of {model.path}",
+            fix="lower rollout.max_completion_tokens, or take a model with more positions",
+        )
+
+
+def _check_hub_id(model: ModelConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model.path):
+        raise ConfigError(
+            "model.path",
+            given=model.path,
+            expected="an existing folder, a hub id like 'Qwen/Qwen2.5-1.5B', or 'builtin:NAME'",
+            fix=f"check the path; shipped policies: {', '.join(builtin_policies()) or 'none'}",
+        )
+
+
+def _read_model_config(path: str, *, folder: Path) -> dict[str, object]:
+    file = folder / "config.json"
+    if not file.is_file():
+        is_builtin = path.startswith(_BUILTIN)
+        raise ConfigError(
+            "model.path",
+            given=path,
+            expected="the name of a shipped policy" if is_builtin else "a model folder that holds config.json",
+            fix=f"shipped policies: {', '.join('builtin:' + name for name in builtin_policies()) or 'none'}"
+            if is_builtin
+            else "check the path, or give a hub id like 'Qwen/Qwen2.5-1.5B'",
+        )
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            "model.path", given=path, expected=f"readable JSON in {file} ({error})", fix="export the model again"
+        ) from error
+    architectures = description.get("architectures", []) if isinstance(description, dict) else None
+    if not architectures or not all(str(name).endswith("ForCausalLM") for name in architectures):
+        raise ConfigError(
+            "model.path",
+            given=path,
+            expected=f"a causal language model in {file}, found architectures {architectures}",
+            fix="take a model whose architecture ends in ForCausalLM",
+        )
+    return description
+
+
+def check_data_files(task: TaskConfig) -> None:
+    for key, path in (("task.train_path", task.train_path), ("task.test_path", task.test_path)):
+        if path is None:
+            continue
+        if not path.endswith((".jsonl", ".parquet")):
+            raise ConfigError(
+                key, given=path, expected="a .jsonl or .parquet file", fix="convert it, or use task.dataset"
+            )
+        if not Path(path).expanduser().is_file():
+            raise ConfigError(
+                key, given=path, expected="an existing file", fix="check the path (relative to where you run)"
+            )
+
+
+def check_wandb_key(tracker: TrackerConfig) -> None:
+    if tracker.wandb_mode == "online" and not has_wandb_key():
+        raise ConfigError(
+            "tracker.wandb_mode",
+            given="online",
+            expected="an API key in WANDB_API_KEY or ~/.netrc",
+            fix="run 'wandb login', set WANDB_API_KEY, or use tracker.wandb_mode=auto",
+        )
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B would find an API key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].rstrip("/")
+    try:
+        return host in netrc.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return False
