@@ -231,8 +231,13 @@ RUNTIME_METRICS = (
             "ledger/dropped": "Groups dropped since the start.",
             "ledger/in_flight": "Groups on their way.",
             "ledger/dropped_<reason>": "Dropped groups by reason.",
-            "tracker/num_failures": "W&B calls that failed.",
         },
+    ),
+)
+
+TRACKER_METRICS = (
+    MetricDefinition(
+        name="tracker/num_failures", description="W&B calls that failed.", reduction="last", depends_on_timing=True
     ),
 )
 
@@ -261,5 +266,6 @@ SYSTEM_METRICS = (
     *BATCH_METRICS,
     *WEIGHT_SYNC_METRICS,
     *RUNTIME_METRICS,
+    *TRACKER_METRICS,
     *EVALUATION_METRICS,
 )
