@@ -30,7 +30,7 @@ echo "$place" >.venv/.place
 rm -f "$stamp"
 
 echo "setup: installing $(grep -c == "$requirements") packages from $requirements (about two minutes the first time)"
-pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
+pip=(.venv/bin/python -m pip --disable-pip-version-check -qq) # -qq: errors only
 torch=$(grep '^torch==' "$requirements")
 grep -v '^torch==' "$requirements" | "${pip[@]}" install --no-deps -r /dev/stdin
 if ! "${pip[@]}" install --no-deps "$torch"; then
