@@ -1,4 +1,10 @@
-"""Errors a user can act on. Imported by every layer; imports nothing."""
+"""Errors a user can act on. Imported by every layer; imports nothing.
+
+Those with keyword arguments say how to rebuild themselves, because they cross process borders by pickle.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 
 class CredenceError(Exception):
@@ -14,6 +20,10 @@ class ConfigError(CredenceError):
     def __init__(self, key: str, *, given: object, expected: str, fix: str) -> None:
         super().__init__(f"{key}: given {given!r}, expected {expected}. Fix: {fix}")
         self.key = key
+        self._rebuild = partial(ConfigError, key, given=given, expected=expected, fix=fix)
+
+    def __reduce__(self) -> tuple[Callable[[], "ConfigError"], tuple[()]]:
+        return self._rebuild, ()
 
 
 class DeadlineError(CredenceError):
@@ -22,6 +32,10 @@ class DeadlineError(CredenceError):
     def __init__(self, who: str, *, what: str, seconds: float) -> None:
         super().__init__(f"{who} did not finish '{what}' within {seconds:g} s")
         self.who = who
+        self._rebuild = partial(DeadlineError, who, what=what, seconds=seconds)
+
+    def __reduce__(self) -> tuple[Callable[[], "DeadlineError"], tuple[()]]:
+        return self._rebuild, ()
 
 
 class WeightSyncError(CredenceError):

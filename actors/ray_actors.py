@@ -1,0 +1,84 @@
+"""Ray wrappers of the rollout and reward workers: placement and nothing else.
+
+Heavy imports happen in `__init__`, inside the actor's own process. The classes are plain here;
+`system/runtime/placement.py` turns them into Ray actors with the resources that the config asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from system.config_environment import model_folder
+from system.config_schema import ModelConfig, RewardConfig, RolloutConfig, TaskConfig
+from system.records import (
+    CompletionGroup,
+    FloatArray,
+    Prompt,
+    ReceiverStatus,
+    Sampling,
+    ScoredGroup,
+    WeightGroupSpec,
+    WeightsManifest,
+)
+
+
+class RolloutActor:
+    """One vLLM engine; its methods are coroutines, so that groups overlap and come back one by one."""
+
+    def __init__(self, *, name: str, rollout: RolloutConfig, model: ModelConfig, seed: int) -> None:
+        from actors.rollout_worker import RolloutWorker
+
+        self._worker = RolloutWorker(
+            name=name,
+            config=rollout,
+            model_path=str(model_folder(model.path) or model.path),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            run_seed=seed,
+        )
+
+    async def start(self) -> int:
+        """Start the engine; returns how many weight-group ranks it takes."""
+        await self._worker.start()
+        return self._worker.num_ranks
+
+    async def generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> CompletionGroup:
+        return await self._worker.generate(prompt, group_id=group_id, sampling=sampling)
+
+    async def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
+        await self._worker.join_weight_group(spec, first_rank=first_rank)
+
+    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
+        return await self._worker.receive_weights(manifest)
+
+    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        return await self._worker.canary_logprobs(token_ids)
+
+    async def shutdown(self) -> None:
+        await self._worker.shutdown()
+
+
+class RewardActor:
+    """The scorers of one reward worker; scores several groups in one call, because a call costs more than a check."""
+
+    def __init__(self, *, task: TaskConfig, reward: RewardConfig) -> None:
+        from actors.reward_worker import RewardWorker
+        from actors.scorers.math_verifier import MathVerifier
+        from system.data.tasks import make_task
+
+        verifier = MathVerifier(
+            task=make_task(task),
+            num_processes=reward.processes_per_worker,
+            timeout_seconds=reward.timeout_seconds,
+            memory_limit_mib=reward.memory_limit_mib,
+        )
+        self._worker = RewardWorker(scorers=(verifier,))
+
+    def start(self) -> None:
+        """Answers once the scorers are ready to score."""
+
+    def score(self, groups: Sequence[CompletionGroup]) -> list[ScoredGroup]:
+        return [self._worker.score(group) for group in groups]
+
+    def shutdown(self) -> None:
+        self._worker.close()

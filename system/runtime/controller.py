@@ -1,0 +1,328 @@
+"""The loops of a run, in one asyncio event loop of the driver process.
+
+    prompt_loop    group_buffer.wait_for_slot ─> lease ─> rollout task
+    rollout tasks  rollout_pool.generate ─> reward_pool.score ─> group_buffer.put
+    train_loop     group_buffer.next_batch ─> samples ─> packed batch ─> learner_group.train_step
+                   ─> weight_sync.synchronise ─> group_buffer.version_published ─> evaluate, checkpoint
+    replace_loop   rollout_pool.wait_for_shortage ─> start a worker ─> weight_sync.synchronise
+
+| loop         | waits for                              | who unblocks it                         |
+|--------------|----------------------------------------|-----------------------------------------|
+| prompt_loop  | a slot                                 | train_loop publishes; a group is dropped |
+| rollout task | a serving worker, the engine, a scorer | weight_sync, the workers                |
+| train_loop   | prompts_per_step scored groups         | rollout tasks                           |
+| replace_loop | a lost worker                          | whoever notices the death               |
+
+The first loop that fails ends the others; every wait on a worker has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from system.algorithms.rewards import combine_rewards
+from system.config_schema import Config
+from system.data.batching import pack_batch
+from system.data.prompts import PromptSource
+from system.data.samples import make_samples
+from system.records import Prompt, Sampling, ScoredGroup
+from system.runtime.checkpoint import CheckpointStore, RunState, learner_directory, policy_directory
+from system.runtime.evaluator import EvaluationResult, Evaluator
+from system.runtime.group_buffer import GroupBuffer
+from system.runtime.learner_group import LearnerGroup
+from system.runtime.ledger import Ledger
+from system.runtime.reporter import Reporter
+from system.runtime.reward_pool import RewardPool
+from system.runtime.rollout_pool import RolloutPool, WorkerDiedError
+from system.runtime.step_metrics import add_batch_metrics, add_group_metrics
+from system.runtime.weight_sync import WeightSync
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the controller connects."""
+
+    learner_group: LearnerGroup
+    rollout_pool: RolloutPool
+    reward_pool: RewardPool
+    weight_sync: WeightSync
+    buffer: GroupBuffer
+    ledger: Ledger
+    prompt_source: PromptSource
+    evaluator: Evaluator
+    checkpoints: CheckpointStore
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """How the run stands; the summary is made of it."""
+
+    policy_version: int
+    completion_tokens: int  # trained on since the start
+    canary_max_abs_diff: float
+    before: EvaluationResult | None = None
+    after: EvaluationResult | None = None
+    stopped_by: str = "num_updates"
+
+
+class Controller:
+    """Runs the loops until num_updates or max_seconds; the first error of any loop ends all of them."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        parts: Parts,
+        reporter: Reporter,
+        reward_weights: Mapping[str, float],
+        resumed: RunState | None,
+        elapsed_seconds: Callable[[], float],
+    ) -> None:
+        """`elapsed_seconds` counts from the start of the command, over all sittings of the run."""
+        self._config = config
+        self._parts = parts
+        self._reporter = reporter
+        self._reward_weights = reward_weights
+        self._elapsed_seconds = elapsed_seconds
+        self._metrics = reporter.new_metrics()
+        self._outstanding: dict[int, Prompt] = dict(resumed.outstanding) if resumed else {}
+        self._rollout_tasks: set[asyncio.Task[None]] = set()
+        self._last_log_time = time.perf_counter()
+        self.outcome = Outcome(
+            policy_version=resumed.policy_version if resumed else 0,
+            completion_tokens=resumed.completion_tokens if resumed else 0,
+            canary_max_abs_diff=resumed.canary_max_abs_diff if resumed else 0.0,
+        )
+        self._sampling = Sampling(
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            top_k=config.rollout.top_k,
+            max_tokens=config.rollout.max_completion_tokens,
+            num_completions=config.batch.completions_per_prompt,
+            seed=config.run.seed,
+        )
+
+    async def run(self) -> Outcome:
+        """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
+        try:
+            async with asyncio.TaskGroup() as loops:
+                background = [loops.create_task(self._replace_loop())]
+                await self._synchronise()
+                self._parts.buffer.version_published(self.outcome.policy_version)
+                if self.outcome.policy_version == 0:
+                    self.outcome.before = await self._evaluate(is_final=True)
+                    self._log(())
+                for group_id, prompt in self._outstanding.items():
+                    self._start_rollout(loops, group_id, prompt=prompt)
+                background.append(loops.create_task(self._prompt_loop(loops)))
+                await self._train_loop()
+                for task in (*background, *self._rollout_tasks):
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+        finally:
+            self._parts.buffer.close()
+        return self.outcome
+
+    async def _prompt_loop(self, loops: asyncio.TaskGroup) -> None:
+        """Lease prompts as long as the buffer grants slots."""
+        buffer, ledger = self._parts.buffer, self._parts.ledger
+        while True:
+            await buffer.wait_for_slot()
+            prompt, group_id = self._parts.prompt_source.next(), ledger.last_group_id + 1
+            buffer.lease(group_id)
+            self._outstanding[group_id] = prompt
+            self._start_rollout(loops, group_id, prompt=prompt)
+
+    def _start_rollout(self, loops: asyncio.TaskGroup, group_id: int, *, prompt: Prompt) -> None:
+        task = loops.create_task(self._roll_out(group_id, prompt=prompt))
+        self._rollout_tasks.add(task)
+        task.add_done_callback(self._rollout_tasks.discard)
+
+    async def _roll_out(self, group_id: int, *, prompt: Prompt) -> None:
+        """Generate and score one group; again from the start when its worker dies."""
+        ledger = self._parts.ledger
+        while True:
+            try:
+                group = await self._parts.rollout_pool.generate(prompt, group_id=group_id, sampling=self._sampling)
+                break
+            except WorkerDiedError as error:
+                _log.warning("%s; the group is generated again", error)
+                ledger.regenerate(group_id)
+        ledger.mark_generated(group_id)
+        scored = await self._parts.reward_pool.score(group)
+        if combine_rewards(scored.rewards, weights=self._reward_weights).valid.any():
+            self._parts.buffer.put(scored)
+        else:
+            self._drop(group_id, reason="no_valid_reward")
+
+    async def _train_loop(self) -> None:
+        """Updates until the end of the run, then the last evaluation and checkpoint."""
+        config, outcome = self._config, self.outcome
+        is_last = outcome.policy_version >= config.run.num_updates
+        if is_last:
+            outcome.after = await self._evaluate(is_final=True)
+            self._log(())
+        while not is_last:
+            groups = await self._next_batch()
+            await self._train_on(groups)
+            is_last = self._is_last()
+            if is_last:
+                outcome.after = await self._evaluate(is_final=True)
+            elif _is_due(config.evaluation.every_updates, outcome.policy_version):
+                await self._evaluate(is_final=False)
+            self._log(groups)
+            if is_last or _is_due(config.checkpoint.every_updates, outcome.policy_version):
+                await self._save_checkpoint()
+
+    def _is_last(self) -> bool:
+        limit = self._config.run.max_seconds
+        if limit is not None and self._elapsed_seconds() > limit:
+            self.outcome.stopped_by = "max_seconds"
+            return True
+        return self.outcome.policy_version >= self._config.run.num_updates
+
+    async def _next_batch(self) -> list[ScoredGroup]:
+        start = time.perf_counter()
+        with self._phase("rollout"):
+            groups = await self._parts.buffer.next_batch()
+        num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
+        self._metrics.add("rollout/tokens_per_second", num_tokens / max(time.perf_counter() - start, 1e-9))
+        return groups
+
+    async def _train_on(self, groups: list[ScoredGroup]) -> None:
+        """One optimizer step and its publication."""
+        parts, algorithm = self._parts, self._config.algorithm
+        with self._phase("batch"):
+            scored = [
+                make_samples(
+                    group,
+                    reward_weights=self._reward_weights,
+                    baseline=algorithm.baseline,
+                    normalise_std=algorithm.normalise_std,
+                )
+                for group in groups
+            ]
+            batch = pack_batch(
+                [sample for item in scored for sample in item.samples],
+                num_ranks=self._config.learner.num_ranks,
+                tokens_per_microbatch=self._config.batch.tokens_per_microbatch,
+            )
+            add_group_metrics(self._metrics, scored, policy_version=self.outcome.policy_version)
+            add_batch_metrics(self._metrics, batch, num_groups=len(groups))
+        with self._phase("train"):
+            result = await parts.learner_group.train_step(batch)
+        self._metrics.extend(result.metrics)
+        parts.buffer.mark_trained(groups)
+        for group in groups:
+            del self._outstanding[group.group_id]
+        self.outcome.policy_version = result.policy_version
+        self.outcome.completion_tokens += batch.num_loss_tokens
+        await self._synchronise()
+        self._add_totals()
+        parts.buffer.version_published(result.policy_version)
+
+    async def _synchronise(self) -> None:
+        with self._phase("weight_sync"):
+            report = await self._parts.weight_sync.synchronise()
+        self.outcome.canary_max_abs_diff = max(self.outcome.canary_max_abs_diff, report.canary_max_abs_diff)
+        self._metrics.add("weight_sync/seconds", report.seconds + report.canary_seconds)
+        self._metrics.add("weight_sync/broadcast_seconds", report.seconds)
+        self._metrics.add("weight_sync/canary_seconds", report.canary_seconds)
+        self._metrics.add("weight_sync/bytes", report.num_bytes)
+        self._metrics.add("weight_sync/num_receivers", report.num_receivers)
+        self._metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
+
+    async def _replace_loop(self) -> None:
+        """Keep the configured number of rollout workers alive."""
+        pool = self._parts.rollout_pool
+        while True:
+            await pool.wait_for_shortage(self._config.rollout.num_workers)
+            member = await pool.start_worker()
+            await self._parts.weight_sync.synchronise()
+            _log.warning("%s has joined and serves", member.name)
+
+    async def _evaluate(self, *, is_final: bool) -> EvaluationResult:
+        with self._phase("evaluate"):
+            result = await self._parts.evaluator.evaluate(policy_version=self.outcome.policy_version, is_final=is_final)
+        self._metrics.extend(result.metrics())
+        self._reporter.record_evaluation(result)
+        return result
+
+    async def _save_checkpoint(self) -> None:
+        """Learner, exported policy and run state, all of the same policy version."""
+        parts, version = self._parts, self.outcome.policy_version
+        state = self._run_state()
+        with self._phase("checkpoint"):
+            directory = parts.checkpoints.partial_directory(version)
+            await parts.learner_group.save_checkpoint(str(learner_directory(directory)))
+            await parts.learner_group.export_hf(str(policy_directory(directory)))
+            parts.checkpoints.commit(directory, state)
+
+    def _run_state(self) -> RunState:
+        return RunState(
+            policy_version=self.outcome.policy_version,
+            cursor=self._parts.prompt_source.cursor,
+            ledger=self._parts.ledger.state(),
+            outstanding=dict(self._outstanding),
+            completion_tokens=self.outcome.completion_tokens,
+            seconds=self._elapsed_seconds(),
+            canary_max_abs_diff=self.outcome.canary_max_abs_diff,
+        )
+
+    def _drop(self, group_id: int, *, reason: str) -> None:
+        del self._outstanding[group_id]
+        self._parts.buffer.drop(group_id, reason=reason)
+
+    def _add_totals(self) -> None:
+        """Counts since the start, taken before the next step's groups are leased: the same in every synchronous run."""
+        parts = self._parts
+        totals = parts.ledger.totals()
+        for name in ("leased", "generated", "scored", "trained", "regenerated", "dropped", "in_flight"):
+            self._metrics.add(f"ledger/{name}", getattr(totals, name))
+        for reason, count in totals.dropped_by_reason.items():
+            self._metrics.add(f"ledger/dropped_{reason}", count)
+        for state in ("leased", "generated"):
+            self._metrics.add(f"queue/{state}_groups", parts.ledger.num_in_state(state))
+        self._metrics.add("queue/ready_groups", parts.buffer.num_ready)
+        self._metrics.add("queue/outstanding_groups", parts.buffer.num_outstanding)
+        self._metrics.add("rollout/num_workers", parts.rollout_pool.num_serving)
+        self._metrics.add("rollout/num_restarts", parts.rollout_pool.num_removed)
+        self._metrics.add("batch/num_skipped_prompts", parts.prompt_source.num_skipped)
+
+    def _log(self, groups: list[ScoredGroup] | tuple[()]) -> None:
+        """One tracker call for everything since the last one."""
+        now = time.perf_counter()
+        self._metrics.add("time/step_seconds", now - self._last_log_time)
+        self._metrics.add("progress/policy_version", self.outcome.policy_version)
+        self._metrics.add("progress/tokens", self.outcome.completion_tokens)
+        self._metrics.add("progress/seconds", self._elapsed_seconds())
+        self._last_log_time = now
+        self._reporter.log_update(self.outcome.policy_version, metrics=self._metrics, groups=groups)
+        self._metrics = self._reporter.new_metrics()
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._reporter.enter_phase(name)
+        start = time.perf_counter()
+        yield
+        self._metrics.add(f"time/{name}_seconds", time.perf_counter() - start)
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups: one message instead of a tree of tracebacks."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _is_due(every_updates: int | None, policy_version: int) -> bool:
+    return every_updates is not None and policy_version % every_updates == 0

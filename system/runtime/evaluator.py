@@ -1,0 +1,152 @@
+"""Held-out accuracy inside a run: the rollout workers answer, the reward workers judge.
+
+Called by the controller between updates and by `credence evaluate`. Evaluation groups have seeds of their
+own, the same at every evaluation, and never appear in the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from system.algorithms.pass_at_k import mean_with_interval, pass_at_k
+from system.config_schema import EvaluationConfig
+from system.metrics import Metric
+from system.records import Prompt, Sampling, ScoredGroup
+from system.runtime.reward_pool import RewardPool
+from system.runtime.rollout_pool import RolloutPool, WorkerDiedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Mean over problems with its 95 % interval, 0-1."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EvaluationResult:
+    policy_version: int
+    num_problems: int
+    num_completions: int  # sampled, for each problem
+    sampled: Accuracy
+    greedy: Accuracy
+    pass_at: dict[int, float]  # k -> unbiased estimate
+    length_mean_tokens: float
+    truncated_fraction: float
+    num_invalid: int
+    groups: tuple[ScoredGroup, ...] = field(repr=False)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        values = {
+            "eval/accuracy_sampled": self.sampled.mean,
+            "eval/accuracy_sampled_low": self.sampled.low,
+            "eval/accuracy_sampled_high": self.sampled.high,
+            "eval/accuracy_greedy": self.greedy.mean,
+            "eval/accuracy_greedy_low": self.greedy.low,
+            "eval/accuracy_greedy_high": self.greedy.high,
+            "eval/num_problems": self.num_problems,
+            "eval/num_completions": self.num_completions,
+            "eval/length_mean_tokens": self.length_mean_tokens,
+            "eval/truncated_fraction": self.truncated_fraction,
+            "eval/num_invalid": self.num_invalid,
+            "eval/policy_version": self.policy_version,
+        } | {f"eval/pass_at_{k}": value for k, value in self.pass_at.items()}
+        return tuple(Metric(name=name, value=float(value)) for name, value in values.items())
+
+
+class Evaluator:
+    """Asks held-out prompts greedily (once) and sampled (several times each)."""
+
+    def __init__(
+        self,
+        *,
+        rollout_pool: RolloutPool,
+        reward_pool: RewardPool,
+        prompts: Sequence[Prompt],
+        config: EvaluationConfig,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        self._rollout_pool = rollout_pool
+        self._reward_pool = reward_pool
+        self._prompts = tuple(prompts)
+        self._config = config
+        self._max_tokens = max_tokens
+        self._seed = seed
+
+    async def evaluate(self, *, policy_version: int, is_final: bool) -> EvaluationResult:
+        """The full evaluation (start and end of a run) or the periodic one, which is smaller."""
+        config = self._config
+        num_problems = config.num_problems_final if is_final else config.num_problems
+        num_completions = config.completions_per_problem_final if is_final else config.completions_per_problem
+        prompts = self._prompts[:num_problems]
+        greedy, sampled = await asyncio.gather(
+            self._answer_all(prompts, temperature=0.0, num_completions=1),
+            self._answer_all(prompts, temperature=config.temperature, num_completions=num_completions),
+        )
+        return summarise(greedy, sampled, policy_version=policy_version)
+
+    async def _answer_all(
+        self, prompts: Sequence[Prompt], *, temperature: float, num_completions: int
+    ) -> list[ScoredGroup]:
+        sampling = Sampling(
+            temperature=temperature,
+            top_p=1.0,
+            top_k=0,
+            max_tokens=self._max_tokens,
+            num_completions=num_completions,
+            seed=self._seed,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            answers = [
+                tasks.create_task(self._answer(prompt, group_id=index, sampling=sampling))
+                for index, prompt in enumerate(prompts)
+            ]
+        return [answer.result() for answer in answers]
+
+    async def _answer(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> ScoredGroup:
+        while True:
+            try:
+                group = await self._rollout_pool.generate(prompt, group_id=group_id, sampling=sampling)
+            except WorkerDiedError:
+                continue  # the pool ends the run when too many die
+            return await self._reward_pool.score(group)
+
+
+def summarise(
+    greedy: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup], *, policy_version: int
+) -> EvaluationResult:
+    """Accuracies over problems; an invalid verdict counts as not right, and is counted."""
+    for group in (*greedy, *sampled):
+        for completion in group.completions:
+            versions = set(completion.policy_versions.versions.tolist())
+            assert versions == {policy_version}, f"evaluation of version {policy_version} was answered by {versions}"
+    right = [[_is_right(group, index) for index in range(len(group.completions))] for group in sampled]
+    num_completions = len(right[0])
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if 1 < k <= num_completions]
+    completions = [completion for group in sampled for completion in group.completions]
+    return EvaluationResult(
+        policy_version=policy_version,
+        num_problems=len(sampled),
+        num_completions=num_completions,
+        sampled=Accuracy(**mean_with_interval([float(np.mean(row)) for row in right])),
+        greedy=Accuracy(**mean_with_interval([float(_is_right(group, 0)) for group in greedy])),
+        pass_at={
+            k: float(np.mean([pass_at_k(num_samples=num_completions, num_correct=sum(row), k=k) for row in right]))
+            for k in ks
+        },
+        length_mean_tokens=float(np.mean([len(completion.token_ids) for completion in completions])),
+        truncated_fraction=float(np.mean([completion.finish_reason == "length" for completion in completions])),
+        num_invalid=sum(term.status == "invalid" for group in sampled for row in group.rewards for term in row),
+        groups=tuple(sampled),
+    )
+
+
+def _is_right(group: ScoredGroup, index: int) -> bool:
+    return any(term.scorer == "verifier" and term.status == "ok" and term.value == 1.0 for term in group.rewards[index])

@@ -1,0 +1,109 @@
+"""The learner ranks as one thing: every collective call goes to all ranks and is waited for together.
+
+The controller trains with it; weight_sync.py gathers and sends through it. A rank that dies or does
+not answer ends the run with an error that names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from system.config_schema import AlgorithmConfig, LearnerConfig, ModelConfig
+from system.errors import LearnerDiedError
+from system.records import FloatArray, StepResult, TrainingBatch, WeightGroupSpec, WeightsManifest
+from system.runtime.deadlines import within
+from system.runtime.placement import ActorHandle
+
+
+class LearnerGroup:
+    """R learner actors; rank r is `actors[r]`."""
+
+    def __init__(self, *, actors: Sequence[ActorHandle], config: LearnerConfig, transfer_seconds: float) -> None:
+        self._actors = list(actors)
+        self._config = config
+        self._transfer_seconds = transfer_seconds
+
+    async def start(self, *, model: ModelConfig, algorithm: AlgorithmConfig, num_updates: int) -> None:
+        """Build one DeepSpeed engine on each rank. Raises DeadlineError, LearnerDiedError."""
+        seconds = self._config.start_timeout_seconds
+        host, port = await self._one(0, "rendezvous", seconds=seconds)
+        await self._all(
+            "start", seconds=seconds, host=host, port=port, model=model, algorithm=algorithm, num_updates=num_updates
+        )
+
+    async def train_step(self, batch: TrainingBatch) -> StepResult:
+        """One optimizer step on all ranks; the result is rank 0's, whose metrics are global."""
+        calls = [
+            actor.train_step.remote(batch.micro_batches[rank], batch.num_loss_tokens, batch.num_sequences)
+            for rank, actor in enumerate(self._actors)
+        ]
+        return (await self._gather(calls, what="train_step", seconds=self._config.step_timeout_seconds))[0]
+
+    async def gather_weights(self) -> WeightsManifest:
+        return (await self._all("gather_weights", seconds=self._transfer_seconds))[0]
+
+    async def open_weight_group(self, spec: WeightGroupSpec) -> None:
+        await self._one(0, "open_weight_group", seconds=self._transfer_seconds, spec=spec)
+
+    async def send_weights(self, manifest: WeightsManifest) -> None:
+        await self._one(0, "send_weights", seconds=self._transfer_seconds, manifest=manifest)
+
+    async def rendezvous(self) -> tuple[str, int]:
+        """Rank 0's address and a free port on its node."""
+        return await self._one(0, "rendezvous", seconds=self._transfer_seconds)
+
+    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        """float32[len(token_ids) - 1], nats."""
+        return (await self._all("canary_logprobs", seconds=self._transfer_seconds, token_ids=list(token_ids)))[0]
+
+    async def save_checkpoint(self, directory: str) -> None:
+        await self._all("save_checkpoint", seconds=self._config.step_timeout_seconds, directory=directory)
+
+    async def load_checkpoint(self, directory: str) -> int:
+        """Returns the policy version of the checkpoint."""
+        return (await self._all("load_checkpoint", seconds=self._config.start_timeout_seconds, directory=directory))[0]
+
+    async def export_hf(self, directory: str) -> None:
+        await self._all("export_hf", seconds=self._config.step_timeout_seconds, directory=directory)
+
+    async def shutdown(self, *, seconds: float) -> None:
+        """Ask for a clean exit, then kill whatever is left. Never raises on a dead rank."""
+        calls = [asyncio.wrap_future(actor.shutdown.remote().future()) for actor in self._actors]
+        await asyncio.wait(calls, timeout=seconds)
+        for call in calls:
+            call.cancel()
+            if call.done() and not call.cancelled():
+                call.exception()  # read, so that asyncio does not warn about it
+        for actor in self._actors:
+            ray.kill(actor)
+
+    async def _one(self, rank: int, method: str, *, seconds: float, **arguments: Any) -> Any:
+        call = getattr(self._actors[rank], method).remote(**arguments)
+        return await self._answer(rank, call, what=method, seconds=seconds)
+
+    async def _all(self, method: str, *, seconds: float, **arguments: Any) -> list[Any]:
+        calls = [getattr(actor, method).remote(**arguments) for actor in self._actors]
+        return await self._gather(calls, what=method, seconds=seconds)
+
+    async def _gather(self, calls: Sequence[Any], *, what: str, seconds: float) -> list[Any]:
+        async with asyncio.TaskGroup() as tasks:
+            answers = [
+                tasks.create_task(self._answer(rank, call, what=what, seconds=seconds))
+                for rank, call in enumerate(calls)
+            ]
+        return [answer.result() for answer in answers]
+
+    async def _answer(self, rank: int, call: Any, *, what: str, seconds: float) -> Any:
+        who = f"learner rank {rank}"
+        try:
+            return await within(call, who=who, what=what, seconds=seconds)
+        except RayActorError as error:
+            raise LearnerDiedError(
+                f"{who} died during '{what}' ({type(error).__name__}); the run ends. "
+                "Continue from the last checkpoint with 'credence train --resume RUN_DIR'."
+            ) from error

@@ -1,0 +1,132 @@
+"""Where each actor runs: starts or joins Ray, checks that the cluster can hold the run, creates the actors.
+
+Called by system/train.py and by the pools when they replace a worker.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.ray_actors import RewardActor, RolloutActor
+from learner.ray_actors import LearnerActor
+from system.config_schema import Config, LearnerConfig, RewardConfig, RolloutConfig
+from system.errors import ConfigError
+
+ActorHandle = Any  # Ray's handles are proxies without a static type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    cpus: float
+    gpus: float
+
+
+def rollout_resources(rollout: RolloutConfig) -> Resources:
+    """CPUs and GPUs that one rollout worker reserves."""
+    gpus = rollout.tensor_parallel_size if rollout.device == "cuda" else 0
+    return Resources(cpus=rollout.cpus_per_worker, gpus=gpus)
+
+
+def learner_resources(learner: LearnerConfig) -> Resources:
+    """CPUs and GPUs that one learner rank reserves."""
+    return Resources(cpus=learner.cpus_per_rank, gpus=1 if learner.device == "cuda" else 0)
+
+
+def reward_resources(reward: RewardConfig) -> Resources:
+    """CPUs that one reward worker reserves."""
+    return Resources(cpus=reward.cpus_per_worker, gpus=0)
+
+
+def start_ray(config: Config) -> None:
+    """Start Ray on this machine or join the cluster. Raises ConfigError when there is no cluster to join."""
+    # Ray's uv hook would try to rebuild the environment on each worker
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.cluster.address == "local":
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level="WARNING",
+            num_cpus=os.cpu_count(),
+        )  # fmt: skip
+        return
+    try:
+        ray.init(address=config.cluster.address, log_to_driver=False, logging_level="WARNING")
+    except ConnectionError as error:
+        raise ConfigError(
+            "cluster.address",
+            given=config.cluster.address,
+            expected=f"a running Ray cluster ({error})",
+            fix="start one with 'ray start --head', submit with 'ray job submit', or use cluster.address=local",
+        ) from error
+
+
+def check_cluster_holds(config: Config) -> None:
+    """Raise ConfigError, naming the keys, when the cluster as it is can never place the run's actors."""
+    rollout, learner, reward = (
+        rollout_resources(config.rollout), learner_resources(config.learner), reward_resources(config.reward)
+    )  # fmt: skip
+    available = ray.cluster_resources()
+    cpus = (
+        rollout.cpus * config.rollout.num_workers
+        + learner.cpus * config.learner.num_ranks
+        + reward.cpus * config.reward.num_workers
+    )
+    gpus = rollout.gpus * config.rollout.num_workers + learner.gpus * config.learner.num_ranks
+    for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
+        if wanted > available.get(kind, 0.0) + 1e-6:
+            raise ConfigError(
+                "rollout.num_workers / learner.num_ranks / reward.num_workers",
+                given=f"actors that need {wanted:g} {kind}s",
+                expected=f"at most the {available.get(kind, 0.0):g} {kind}s of the Ray cluster",
+                fix="fewer workers or ranks, fewer CPUs per worker, or a larger cluster",
+            )
+
+
+class Placement:
+    """Creates this run's actors with the resources of the config."""
+
+    def __init__(self, *, config: Config) -> None:
+        self._config = config
+        self._learner_group: PlacementGroup | None = None
+
+    def create_rollout_actor(self, name: str) -> ActorHandle:
+        needs = rollout_resources(self._config.rollout)
+        actor = ray.remote(RolloutActor).options(
+            num_cpus=needs.cpus, num_gpus=needs.gpus, max_concurrency=10_000, max_restarts=0
+        )
+        return actor.remote(
+            name=name,
+            rollout=self._config.rollout,
+            model=self._config.model,
+            seed=self._config.run.seed,
+        )
+
+    def create_reward_actor(self) -> ActorHandle:
+        needs = reward_resources(self._config.reward)
+        actor = ray.remote(RewardActor).options(num_cpus=needs.cpus, max_restarts=0)
+        return actor.remote(task=self._config.task, reward=self._config.reward)
+
+    def create_learner_actors(self) -> list[ActorHandle]:
+        """One actor a rank, packed on as few nodes as hold them."""
+        config = self._config.learner
+        needs = learner_resources(config)
+        bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
+        self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
+        return [
+            ray.remote(LearnerActor)
+            .options(
+                num_cpus=needs.cpus,
+                num_gpus=needs.gpus,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement_group=self._learner_group, placement_group_bundle_index=rank
+                ),
+            )
+            .remote(rank=rank, num_ranks=config.num_ranks, learner=config)
+            for rank in range(config.num_ranks)
+        ]

@@ -1,0 +1,51 @@
+"""All that a run tells about itself, in one place: terminal, metrics, sampled completions, recorded groups.
+
+The controller calls it; nothing here decides anything.
+"""
+
+from collections.abc import Sequence
+
+from system.metrics import MetricSet, MetricTable
+from system.records import ScoredGroup
+from system.runtime.evaluator import EvaluationResult
+from system.runtime.progress import Progress
+from system.runtime.recorder import Recorder
+from system.runtime.tracker import Tracker, sample_completions
+
+
+class Reporter:
+    """Fans each event out to the progress display, the tracker and the recorder."""
+
+    def __init__(
+        self,
+        *,
+        table: MetricTable,
+        tracker: Tracker,
+        recorder: Recorder,
+        progress: Progress,
+        completions_per_table: int,
+    ) -> None:
+        self._table = table
+        self._tracker = tracker
+        self._recorder = recorder
+        self._progress = progress
+        self._completions_per_table = completions_per_table
+
+    def new_metrics(self) -> MetricSet:
+        return MetricSet(self._table)
+
+    def enter_phase(self, name: str) -> None:
+        self._progress.enter_phase(name)
+
+    def log_update(self, policy_version: int, *, metrics: MetricSet, groups: Sequence[ScoredGroup]) -> None:
+        """One line of metrics.jsonl and one W&B call."""
+        values = metrics.reduce()
+        self._tracker.log(values, policy_version=policy_version)
+        self._recorder.record_groups(groups, policy_version=policy_version)
+        self._progress.update(policy_version, metrics=values)
+
+    def record_evaluation(self, result: EvaluationResult) -> None:
+        """The table of sampled completions; the figures are logged with their update."""
+        self._tracker.log_completions(
+            sample_completions(result.groups, count=self._completions_per_table), policy_version=result.policy_version
+        )

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from system.data.samples import make_samples, staleness
+from system.records import Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
+
+
+def completion(index: int, *, token_ids: list[int], version: int = 4) -> Completion:
+    return Completion(
+        index=index,
+        token_ids=np.asarray(token_ids, np.int32),
+        text="",
+        rollout_logprobs=np.linspace(-1.0, -0.5, len(token_ids), dtype=np.float32),
+        policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([version], np.int32)),
+        finish_reason="stop",
+    )
+
+
+def term(value: float, *, status: str = "ok") -> RewardTerm:
+    return RewardTerm(scorer="verifier", value=value, status=status, reason="right", policy_version=-1, seconds=0.0)  # type: ignore[arg-type]
+
+
+def group(*rows: tuple[Completion, RewardTerm]) -> ScoredGroup:
+    return ScoredGroup(
+        group_id=7,
+        prompt=Prompt(
+            prompt_id="p", token_ids=np.array([5, 6], np.int32), text="", reference_answer="1", task="gsm8k_chains"
+        ),
+        completions=tuple(row[0] for row in rows),
+        rewards=tuple((row[1],) for row in rows),
+    )
+
+
+def test_advantage_is_written_over_completion_tokens_only() -> None:
+    scored = make_samples(
+        group((completion(0, token_ids=[1, 2, 3]), term(1.0)), (completion(1, token_ids=[4]), term(0.0))),
+        reward_weights={"verifier": 1.0},
+        baseline="mean",
+        normalise_std=False,
+    )
+
+    first, second = scored.samples
+    np.testing.assert_array_equal(first.token_ids, [5, 6, 1, 2, 3])
+    np.testing.assert_array_equal(first.loss_mask, [False, False, True, True, True])
+    np.testing.assert_allclose(first.advantages, [0, 0, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(first.rollout_logprobs, [0, 0, -1.0, -0.75, -0.5])
+    np.testing.assert_allclose(second.advantages, [0, 0, -0.5])
+    assert first.min_policy_version == 4
+
+
+def test_invalid_completion_makes_no_sample_and_no_statistics() -> None:
+    scored = make_samples(
+        group(
+            (completion(0, token_ids=[1]), term(1.0)),
+            (completion(1, token_ids=[2]), term(0.0, status="invalid")),
+            (completion(2, token_ids=[3]), term(0.0)),
+        ),
+        reward_weights={"verifier": 1.0},
+        baseline="mean",
+        normalise_std=False,
+    )
+
+    assert [int(sample.token_ids[-1]) for sample in scored.samples] == [1, 3]
+    # the mean is over two members: 0.5, not 1/3
+    np.testing.assert_allclose(scored.advantages, [0.5, 0.0, -0.5])
+
+
+def test_unweighted_scorer_only_monitors() -> None:
+    with pytest.raises(ValueError, match="weight other than 0"):
+        make_samples(
+            group((completion(0, token_ids=[1]), term(1.0))),
+            reward_weights={"verifier": 0.0},
+            baseline="mean",
+            normalise_std=True,
+        )
+
+
+def test_staleness_counts_from_the_oldest_token() -> None:
+    mixed = group(
+        (completion(0, token_ids=[1], version=3), term(1.0)), (completion(1, token_ids=[1], version=5), term(0.0))
+    )
+
+    assert staleness([mixed], policy_version=5) == [2]
