@@ -20,7 +20,8 @@ from system.config_reference import config_keys, describe_type, nearest_key, sec
 from system.config_schema import Config
 from system.errors import ConfigError
 
-# Keys that a resumed run may change: they alter neither what was learned so far nor how the rest is learned.
+# Keys that a resumed run may change: how long, how fast and how well watched it runs, not what is learned from what.
+# A new run.num_updates stretches the learning rate schedule over the new length.
 RESUMABLE_KEYS = (
     "run.num_updates",
     "run.max_seconds",

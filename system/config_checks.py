@@ -27,7 +27,7 @@ from system.errors import ConfigError
 AT_LEAST: dict[str, float] = {
     "run.seed": 0,
     "run.num_updates": 1,
-    "task.validation_size": 1,
+    "task.validation_size": 0,
     "batch.prompts_per_step": 1,
     "batch.completions_per_prompt": 1,
     "batch.tokens_per_microbatch": 1,
