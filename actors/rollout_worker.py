@@ -1,0 +1,216 @@
+"""A rollout worker: prompts in, groups of completions out, weights received from the learner.
+
+A plain class around VLLMEngine; actors/ray_actors.py wraps it. Token ids are the only truth: text is
+decoded once for verifiers and readers and never tokenised again.
+"""
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actors.vllm_engine import EngineFailedError, EngineSettings, VLLMEngine
+from system.config_schema import RolloutConfig
+from system.records import (
+    Completion,
+    CompletionGroup,
+    FinishReason,
+    FloatArray,
+    PolicyVersions,
+    Prompt,
+    ReceiverStatus,
+    Sampling,
+    WeightGroupSpec,
+    WeightsManifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm import SamplingParams
+    from vllm.outputs import CompletionOutput, WeightVersionSpan
+
+NO_POLICY_VERSION = -1  # weights as they were on disk; nothing received yet
+
+
+def group_seed(seed: int, *, group_id: int) -> int:
+    """Seed of completion 0 of a group, in [0, 2^62); completion i uses this + i (vLLM's rule for n > 1).
+
+    A hash of (seed, group_id), so that draws depend neither on the number of workers nor on the
+    order in which groups are served.
+    """
+    digest = hashlib.blake2b(f"{seed}/{group_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+class RolloutWorker:
+    """Generates groups of completions and is a WeightSink with one rank for each engine process."""
+
+    def __init__(
+        self,
+        *,
+        config: RolloutConfig,
+        model_path: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        run_seed: int,
+        name: str = "rollout-0",
+    ) -> None:
+        self.name = name
+        self.num_ranks = config.tensor_parallel_size
+        self.num_in_flight = 0  # groups
+        self.num_generated_tokens = 0
+        self.busy_seconds = 0.0  # wall time with at least one group in flight
+        self._busy_since = 0.0
+        self._policy_version = NO_POLICY_VERSION
+        self._sync_timeout_seconds = 0.0
+        self._max_prompt_tokens = config.max_prompt_tokens
+        self._max_completion_tokens = config.max_completion_tokens
+        self._engine: VLLMEngine | None = None
+        self._settings = EngineSettings(
+            model_path=model_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            device=config.device,
+            dtype=config.dtype,
+            tensor_parallel_size=config.tensor_parallel_size,
+            max_model_tokens=config.max_prompt_tokens + config.max_completion_tokens,
+            max_sequences=config.max_sequences,
+            kv_cache_gib=config.kv_cache_gib,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            num_threads=max(1, int(config.cpus_per_worker)),
+            seed=run_seed,
+            start_timeout_seconds=config.start_timeout_seconds,
+        )
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that were received last; NO_POLICY_VERSION before the first update."""
+        return self._policy_version
+
+    async def start(self) -> None:
+        """Load the model and warm up. Raises EngineFailedError, DeadlineError."""
+        self._engine = await VLLMEngine.start(self._settings)
+        await self._engine.set_policy_version(NO_POLICY_VERSION)
+        await self._engine.warm_up()
+
+    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> CompletionGroup:
+        """Draw `sampling.num_completions` completions of `prompt`; cancelling the call aborts them.
+
+        The result depends on (weights, prompt, sampling, group_id) only. Greedy completions are all
+        the same, so they are decoded once. Raises EngineFailedError when the engine dies, ValueError
+        for a prompt or a completion length beyond the configured ones.
+        """
+        if not 0 < len(prompt.token_ids) <= self._max_prompt_tokens:
+            raise ValueError(
+                f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens, "
+                f"expected 1 to rollout.max_prompt_tokens = {self._max_prompt_tokens}"
+            )
+        if not 0 < sampling.max_tokens <= self._max_completion_tokens:
+            raise ValueError(
+                f"sampling.max_tokens is {sampling.max_tokens}, "
+                f"expected 1 to rollout.max_completion_tokens = {self._max_completion_tokens}"
+            )
+        self._enter()
+        try:
+            params = _sampling_params(sampling, group_id=group_id)
+            output = await self._running_engine().generate(prompt.token_ids.tolist(), params=params)
+        finally:
+            self._leave()
+        drawn = list(output.outputs) * (sampling.num_completions if params.n == 1 else 1)
+        completions = tuple(self._completion(one, index=index) for index, one in enumerate(drawn))
+        self.num_generated_tokens += sum(len(one.token_ids) for one in output.outputs)
+        return CompletionGroup(group_id=group_id, prompt=prompt, completions=completions)
+
+    async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None:
+        """Join as ranks first_rank .. first_rank + num_ranks - 1, leaving the former group."""
+        await self._running_engine().join_weight_group(spec, first_rank=first_rank)
+        self._sync_timeout_seconds = spec.timeout_seconds
+
+    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
+        """Take part in one broadcast; groups in flight go on under the new weights."""
+        start = time.monotonic()
+        digest = await self._running_engine().receive_weights(manifest, timeout_seconds=self._sync_timeout_seconds)
+        self._policy_version = manifest.policy_version
+        return ReceiverStatus(
+            receiver=self.name,
+            policy_version=manifest.policy_version,
+            digest=digest,
+            seconds=time.monotonic() - start,
+        )
+
+    async def canary_logprobs(self, token_ids: "Sequence[int]") -> FloatArray:
+        """float32[L-1]: log p(token t | tokens before t) under the present weights, temperature 1, nats."""
+        logprobs = await self._running_engine().prompt_logprobs([int(token) for token in token_ids])
+        return np.asarray(logprobs, dtype=np.float32)
+
+    async def shutdown(self) -> None:
+        """Stop the engine; no process is left."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.shutdown()
+
+    def _running_engine(self) -> VLLMEngine:
+        if self._engine is None:
+            raise EngineFailedError(f"{self.name} is not running")
+        return self._engine
+
+    def _enter(self) -> None:
+        if self.num_in_flight == 0:
+            self._busy_since = time.monotonic()
+        self.num_in_flight += 1
+
+    def _leave(self) -> None:
+        self.num_in_flight -= 1
+        if self.num_in_flight == 0:
+            self.busy_seconds += time.monotonic() - self._busy_since
+
+    def _completion(self, output: "CompletionOutput", *, index: int) -> Completion:
+        from vllm.logprobs import FlatLogprobs
+
+        assert isinstance(output.logprobs, FlatLogprobs) and output.weight_versions is not None
+        token_ids = list(output.token_ids)
+        assert len(output.logprobs.logprobs) == len(token_ids)
+        return Completion(
+            index=index,
+            token_ids=np.asarray(token_ids, dtype=np.int32),
+            text=self._running_engine().tokenizer.decode(token_ids, skip_special_tokens=True),
+            rollout_logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+            policy_versions=_policy_versions(output.weight_versions),
+            finish_reason=_finish_reason(output.finish_reason),
+        )
+
+
+def _sampling_params(sampling: Sampling, *, group_id: int) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=sampling.num_completions if sampling.temperature > 0 else 1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        seed=group_seed(sampling.seed, group_id=group_id),
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _policy_versions(spans: "Sequence[WeightVersionSpan]") -> PolicyVersions:
+    return PolicyVersions(
+        starts=np.asarray([span.start for span in spans], dtype=np.int32),
+        versions=np.asarray([int(span.version) for span in spans], dtype=np.int32),
+    )
+
+
+def _finish_reason(reason: str | None) -> FinishReason:
+    if reason == "stop":
+        return "stop"
+    if reason == "length":
+        return "length"
+    raise EngineFailedError(f"the engine ended a completion with {reason!r}")
