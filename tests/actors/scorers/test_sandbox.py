@@ -17,12 +17,11 @@ from actors.scorers.sandbox_process import SandboxStartError
 
 CHECK = "tests.actors.scorers.sandbox_checks:check"
 ROOT = Path(__file__).parents[3]
-TIMEOUT_SECONDS = 0.5
+TIMEOUT_SECONDS = 1.0  # of tests that wait for it
+AMPLE_SECONDS = 20.0  # of tests that do not: a busy machine may stall a child for a while
 
 
-def new_sandbox(
-    *, num_processes: int = 1, timeout_seconds: float = TIMEOUT_SECONDS, max_checks: int = 10_000
-) -> Sandbox:
+def new_sandbox(*, num_processes: int = 1, timeout_seconds: float = AMPLE_SECONDS, max_checks: int = 10_000) -> Sandbox:
     return Sandbox(
         CHECK,
         num_processes=num_processes,
@@ -66,26 +65,26 @@ def wait_until_gone(process_ids: list[int], *, seconds: float) -> list[int]:
         ("nan", "crash"),
     ],
 )
-def test_misbehaviour_costs_its_own_item_only_and_in_time(sandbox: Sandbox, command: str, expected: str) -> None:
-    start = time.monotonic()
-    verdicts = sandbox.run([("echo", "before"), (command, ""), ("echo", "after"), ("echo", "last")])
-    seconds = time.monotonic() - start
+def test_misbehaviour_costs_its_own_item_only(command: str, expected: str) -> None:
+    with new_sandbox(timeout_seconds=TIMEOUT_SECONDS if expected == "timeout" else AMPLE_SECONDS) as sandbox:
+        verdicts = sandbox.run([("echo", "before"), (command, ""), ("echo", "after"), ("echo", "last")])
     assert [verdict.reason for verdict in verdicts] == ["before", expected, "after", "last"]
     assert [verdict.status for verdict in verdicts] == ["ok", "invalid", "ok", "ok"]
     if expected == "timeout":
         assert verdicts[1].seconds < TIMEOUT_SECONDS + 1.0
-    assert seconds < 10.0
 
 
-def test_a_hang_is_killed_within_its_limit_plus_a_second(sandbox: Sandbox) -> None:
-    start = time.monotonic()
-    assert outcome(sandbox, "hang") == ("invalid", "timeout")
+def test_a_hang_is_killed_within_its_limit_plus_a_second() -> None:
+    with new_sandbox(timeout_seconds=TIMEOUT_SECONDS) as sandbox:
+        start = time.monotonic()
+        assert outcome(sandbox, "hang") == ("invalid", "timeout")
     assert TIMEOUT_SECONDS <= time.monotonic() - start < TIMEOUT_SECONDS + 1.0
 
 
-def test_every_hang_of_a_batch_is_its_own_timeout(sandbox: Sandbox) -> None:
-    verdicts = sandbox.run([("hang", ""), ("hang", ""), ("echo", "fine"), ("hang", "")])
-    assert [verdict.reason for verdict in verdicts] == ["timeout", "timeout", "fine", "timeout"]
+def test_every_hang_of_a_batch_is_its_own_timeout() -> None:
+    with new_sandbox(timeout_seconds=TIMEOUT_SECONDS) as sandbox:
+        verdicts = sandbox.run([("hang", ""), ("echo", "fine"), ("hang", "")])
+    assert [verdict.reason for verdict in verdicts] == ["timeout", "fine", "timeout"]
 
 
 def test_a_death_that_does_not_repeat_is_retried_and_blames_nobody(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -119,7 +118,7 @@ def test_order_is_kept_over_several_children() -> None:
 
 
 def test_children_work_in_parallel() -> None:
-    with new_sandbox(num_processes=3, timeout_seconds=1.0) as sandbox:
+    with new_sandbox(num_processes=3, timeout_seconds=TIMEOUT_SECONDS) as sandbox:
         start = time.monotonic()
         sandbox.run([("hang", "")] * 3)
         assert time.monotonic() - start < 2.5
@@ -186,7 +185,7 @@ def test_an_interrupted_run_leaves_no_stale_verdict() -> None:
 
     previous = signal.signal(signal.SIGUSR1, interrupt)
     try:
-        with new_sandbox(timeout_seconds=5.0) as sandbox:
+        with new_sandbox() as sandbox:
             with pytest.raises(Interrupt):
                 sandbox.run([("interrupt_parent", "old"), ("echo", "old"), ("echo", "old")])
             assert sandbox.process_ids == ()
@@ -196,7 +195,7 @@ def test_an_interrupted_run_leaves_no_stale_verdict() -> None:
 
 
 def test_close_leaves_no_process_and_may_be_repeated() -> None:
-    sandbox = new_sandbox(num_processes=2)
+    sandbox = new_sandbox(num_processes=2, timeout_seconds=TIMEOUT_SECONDS)
     sandbox.run([("hang", ""), ("crash", ""), ("echo", "")])
     process_ids = list(sandbox.process_ids)
     sandbox.close()
