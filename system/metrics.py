@@ -169,15 +169,19 @@ REWARD_METRICS = (
     MetricDefinition(name="reward/<scorer>_seconds", description="Scoring time of one completion by one scorer."),
 )
 
-BATCH_METRICS = _defined(
-    "sum",
-    {
-        "batch/num_groups": "Groups of the update.",
-        "batch/num_sequences": "Sequences of the update.",
-        "batch/num_loss_tokens": "Completion tokens of the update, the loss denominator under token_mean.",
-        "batch/num_micro_batches": "Packed micro-batches of one rank.",
-        "batch/num_skipped_prompts": "Prompts longer than max_prompt_tokens.",
-    },
+BATCH_METRICS = (
+    *_defined(
+        "sum",
+        {
+            "batch/num_groups": "Groups of the update.",
+            "batch/num_sequences": "Sequences of the update.",
+            "batch/num_loss_tokens": "Completion tokens of the update, the loss denominator under token_mean.",
+            "batch/num_micro_batches": "Packed micro-batches of one rank.",
+        },
+    ),
+    MetricDefinition(
+        name="batch/num_skipped_prompts", description="Prompts longer than max_prompt_tokens so far.", reduction="last"
+    ),
 )
 
 WEIGHT_SYNC_METRICS = (
