@@ -1,0 +1,47 @@
+"""The tasks by name. Adding one: a file here with its class, an entry below, its name in TaskConfig, a test."""
+
+from system.config_schema import TaskConfig
+from system.data.tasks.gsm8k import Gsm8kTask
+from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
+from system.data.tasks.math import MathTask
+from system.errors import ConfigError
+from system.interfaces import Task
+
+
+def _make_chains(config: TaskConfig) -> Task:
+    for key in ("train_path", "test_path", "dataset"):
+        given = getattr(config, key)
+        if given is not None:
+            raise ConfigError(
+                f"task.{key}",
+                given=given,
+                expected="null: gsm8k_chains is shipped with the program",
+                fix=f"remove task.{key}, or choose task.name=gsm8k or task.name=math",
+            )
+    return Gsm8kChainsTask(validation_size=config.validation_size)
+
+
+def _make_gsm8k(config: TaskConfig) -> Task:
+    return Gsm8kTask(
+        train_path=config.train_path,
+        test_path=config.test_path,
+        dataset=config.dataset,
+        validation_size=config.validation_size,
+    )
+
+
+def _make_math(config: TaskConfig) -> Task:
+    return MathTask(
+        train_path=config.train_path,
+        test_path=config.test_path,
+        dataset=config.dataset,
+        validation_size=config.validation_size,
+    )
+
+
+TASK_FACTORIES = {"gsm8k_chains": _make_chains, "gsm8k": _make_gsm8k, "math": _make_math}
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task that the section `task` names. Raises ConfigError when the section contradicts itself."""
+    return TASK_FACTORIES[config.name](config)

@@ -1,0 +1,44 @@
+r"""MATH and other competition problems whose answer is the last `\boxed{}` of the solution."""
+
+from system.data.tasks.boxed import last_boxed
+from system.data.tasks.rows import Row, text_field
+from system.data.tasks.text_task import ParsedRow, TextTask
+
+# Training rows whose solution boxes the parts of one answer separately: `answer` would hold only the last part.
+ROWS_WITH_SPLIT_ANSWER = frozenset(
+    f"train/{row}.json"
+    for row in (
+        "algebra/152",
+        "algebra/1771",
+        "intermediate_algebra/1113",
+        "intermediate_algebra/1486",
+        "intermediate_algebra/1964",
+        "precalculus/571",
+        "precalculus/722",
+        "precalculus/860",
+        "precalculus/1040",
+        "precalculus/1089",
+        "precalculus/1149",
+        "precalculus/1269",
+    )
+)
+
+
+class MathTask(TextTask):
+    name = "math"
+    expected_row = "text fields 'problem' (or 'question') and 'answer', or a 'solution' with a \\boxed{} answer"
+
+    def is_usable(self, row: Row) -> bool:
+        """False where the answer is null (its box is empty) or is known to be incomplete."""
+        has_null_answer = "answer" in row and row["answer"] is None
+        return not has_null_answer and row.get("unique_id") not in ROWS_WITH_SPLIT_ANSWER
+
+    def parse_row(self, row: Row) -> ParsedRow | None:
+        question, solution = text_field(row, ["problem", "question"]), text_field(row, ["solution"]) or ""
+        answer = text_field(row, ["answer"]) or last_boxed(solution)
+        if question is None or answer is None:
+            return None
+        return ParsedRow(question=question, solution=solution, reference_answer=answer)
+
+    def extract_answer(self, response: str) -> str | None:
+        return last_boxed(response)
