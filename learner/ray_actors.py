@@ -34,7 +34,18 @@ class LearnerActor:
             probe.bind(("", 0))
             return host, int(probe.getsockname()[1])
 
-    def start(self, *, host: str, port: int, model: ModelConfig, algorithm: AlgorithmConfig, num_updates: int) -> None:
+    def start(
+        self,
+        *,
+        host: str,
+        port: int,
+        model: ModelConfig,
+        algorithm: AlgorithmConfig,
+        num_updates: int,
+        temperature: float,
+    ) -> None:
+        import torch
+
         from learner.learner import Learner
         from learner.weight_sender import WeightSender
 
@@ -47,9 +58,10 @@ class LearnerActor:
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
             num_updates=num_updates,
+            temperature=temperature,
         )
         self._learner.start(host=host, port=port)
-        self._sender = WeightSender(device=self._learner.device)
+        self._sender = WeightSender(device=torch.device(self._config.device))
         self._gathered: Mapping[str, torch.Tensor] = {}
 
     def train_step(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
-from learner.learner import LEARNER_METRICS
+from learner.step_statistics import LEARNER_METRICS
 from system.config import dump_yaml, to_dict
 from system.config_environment import model_folder
 from system.config_schema import Config
@@ -147,6 +147,7 @@ async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable
     try:
         with Progress(num_updates=config.run.num_updates, run_folder=folder.path) as progress:
             reporter = Reporter(
+                run_folder=folder.path,
                 table=table,
                 tracker=tracker,
                 recorder=recorder,
@@ -213,7 +214,12 @@ async def _train_with_actors(
 
 
 async def _start_learner(learner_group: LearnerGroup, *, config: Config, checkpoint: Path | None) -> None:
-    await learner_group.start(model=config.model, algorithm=config.algorithm, num_updates=config.run.num_updates)
+    await learner_group.start(
+        model=config.model,
+        algorithm=config.algorithm,
+        num_updates=config.run.num_updates,
+        temperature=config.rollout.temperature,
+    )
     if checkpoint is not None:
         await learner_group.load_checkpoint(str(learner_directory(checkpoint)))
 

@@ -28,12 +28,21 @@ class LearnerGroup:
         self._config = config
         self._transfer_seconds = transfer_seconds
 
-    async def start(self, *, model: ModelConfig, algorithm: AlgorithmConfig, num_updates: int) -> None:
+    async def start(
+        self, *, model: ModelConfig, algorithm: AlgorithmConfig, num_updates: int, temperature: float
+    ) -> None:
         """Build one DeepSpeed engine on each rank. Raises DeadlineError, LearnerDiedError."""
         seconds = self._config.start_timeout_seconds
         host, port = await self._one(0, "rendezvous", seconds=seconds)
         await self._all(
-            "start", seconds=seconds, host=host, port=port, model=model, algorithm=algorithm, num_updates=num_updates
+            "start",
+            seconds=seconds,
+            host=host,
+            port=port,
+            model=model,
+            algorithm=algorithm,
+            num_updates=num_updates,
+            temperature=temperature,
         )
 
     async def train_step(self, batch: TrainingBatch) -> StepResult:

@@ -1,9 +1,12 @@
 """All that a run tells about itself, in one place: terminal, metrics, sampled completions, recorded groups.
 
-The controller calls it; nothing here decides anything.
+The controller calls it; nothing here decides anything. RUN_DIR/status.json says at any moment what the run is doing.
 """
 
+import json
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from system.metrics import MetricSet, MetricTable
 from system.records import ScoredGroup
@@ -19,12 +22,15 @@ class Reporter:
     def __init__(
         self,
         *,
+        run_folder: Path,
         table: MetricTable,
         tracker: Tracker,
         recorder: Recorder,
         progress: Progress,
         completions_per_table: int,
     ) -> None:
+        self._status_path = run_folder / "status.json"
+        self._policy_version = 0
         self._table = table
         self._tracker = tracker
         self._recorder = recorder
@@ -35,11 +41,18 @@ class Reporter:
         return MetricSet(self._table)
 
     def enter_phase(self, name: str) -> None:
+        """The run does something else from now on."""
         self._progress.enter_phase(name)
+        status = {"phase": name, "policy_version": self._policy_version, "since": time.time()}
+        # renamed, so that a reader never sees half of it; not synced to disk, because it is worthless after a crash
+        temporary = self._status_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(status))
+        temporary.replace(self._status_path)
 
     def log_update(self, policy_version: int, *, metrics: MetricSet, groups: Sequence[ScoredGroup]) -> None:
         """One line of metrics.jsonl and one W&B call."""
         values = metrics.reduce()
+        self._policy_version = policy_version
         self._tracker.log(values, policy_version=policy_version)
         self._recorder.record_groups(groups, policy_version=policy_version)
         self._progress.update(policy_version, metrics=values)

@@ -1,0 +1,113 @@
+"""Whole runs: real Ray, real vLLM, real DeepSpeed, the embedded policy."""
+
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from credence_process import (
+    alive,
+    command,
+    metric_lines,
+    processes_of,
+    require_success,
+    resume_command,
+    run,
+    started,
+    summary,
+    wait_for_phase,
+)
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of four synchronous updates on one rollout worker."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    require_success(run(command(directory)))
+    return directory / "small"
+
+
+def test_summary_balances_and_the_canary_agrees(undisturbed: Path) -> None:
+    values = summary(undisturbed)
+
+    assert values["num_updates"] == 4
+    assert values["ledger_balanced"] is True
+    assert values["ledger"]["trained"] == 4 * 8
+    assert 0.0 < values["canary_max_abs_diff"] < 1e-4
+    assert 0.0 <= values["accuracy_before"] <= 1.0
+    assert 0.0 <= values["accuracy_after"] <= 1.0
+    assert list(undisturbed.glob("**/*.png")), "no curves were drawn"
+
+
+def test_metrics_have_a_line_for_each_update(undisturbed: Path) -> None:
+    lines = metric_lines(undisturbed)
+
+    assert [line["policy_version"] for line in lines] == [0, 1, 2, 3, 4]
+    for line in lines[1:]:
+        assert line["metrics"]["staleness/max_versions"] == 0
+        assert abs(line["metrics"]["learner/mismatch_kl_nats"]) < 1e-6
+    assert {"eval/accuracy_sampled", "eval/accuracy_greedy"} <= set(lines[2]["metrics"])
+
+
+def test_resumed_run_writes_the_same_metrics_as_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(undisturbed, copy)
+    shutil.rmtree(copy / "checkpoints" / "update_000004")
+
+    require_success(run(resume_command(copy)))
+
+    assert metric_lines(copy) == metric_lines(undisturbed)
+    assert summary(copy)["ledger"] == summary(undisturbed)["ledger"]
+
+
+def test_two_workers_of_which_one_dies_give_the_same_metrics(undisturbed: Path, tmp_path: Path) -> None:
+    arguments = command(tmp_path, rollout__num_workers=2, rollout__cpus_per_worker=0.25)
+    with started(arguments, log=tmp_path / "log") as process:
+        wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
+        engines = [child for child in processes_of(process.pid) if "RolloutActor" in " ".join(child.cmdline())]
+        assert len(engines) == 2
+        engines[0].kill()
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
+
+    values = summary(tmp_path / "small")
+    assert values["ledger_balanced"] is True
+    assert values["ledger"]["trained"] == 32
+    disturbed_names = ("rollout/num_", "ledger/regenerated", "weight_sync/num_receivers")
+    for line, expected in zip(metric_lines(tmp_path / "small"), metric_lines(undisturbed), strict=True):
+        for name, value in expected["metrics"].items():
+            if not name.startswith(disturbed_names):
+                assert line["metrics"][name] == value, name
+
+
+def test_learner_that_dies_ends_the_run_with_a_message_that_names_it(tmp_path: Path) -> None:
+    with started(command(tmp_path, run__num_updates=500), log=tmp_path / "log") as process:
+        wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
+        family = processes_of(process.pid)
+        learners = [child for child in family if "LearnerActor" in " ".join(child.cmdline())]
+        assert len(learners) == 2
+        learners[1].kill()
+        assert process.wait(60) == 2
+
+    assert "learner rank 1 died" in (tmp_path / "log").read_text()
+    assert "--resume" in (tmp_path / "log").read_text()
+    _require_gone(family)
+
+
+def test_rollouts_one_version_ahead_stay_within_the_bound(tmp_path: Path) -> None:
+    require_success(run(command(tmp_path, controller__max_staleness=1, run__num_updates=6)))
+
+    values = summary(tmp_path / "small")
+    assert values["ledger_balanced"] is True
+    assert values["ledger"]["trained"] == 6 * 8
+    staleness = [line["metrics"].get("staleness/max_versions", 0) for line in metric_lines(tmp_path / "small")]
+    assert max(staleness) == 1
+
+
+def _require_gone(family: list[psutil.Process], *, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while alive(family) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive(family) == []
