@@ -105,6 +105,7 @@ class LearnerConfig:
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", False)
     learning_rate: float = key("Peak learning rate of AdamW.")
     adam_betas: tuple[float, float] = key("AdamW betas.", (0.9, 0.95))
+    adam_epsilon: float = key("AdamW epsilon: gradients far below it hardly move a weight.", 1e-8)
     weight_decay: float = key("AdamW weight decay.", 0.0)
     warmup_ratio: float = key("Share of num_updates with linear warm-up.", 0.05)
     final_lr_ratio: float = key("Cosine schedule ends at this share of the peak rate.", 0.1)
@@ -157,7 +158,7 @@ class TrackerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    address: str = key("'local' starts Ray on this machine; 'auto' joins the cluster that this process runs in.", "local")
+    address: str = key("'local' starts Ray here; 'auto' joins the cluster of this process; or HOST:PORT.", "local")
 
 
 @dataclass(frozen=True, kw_only=True)

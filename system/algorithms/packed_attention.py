@@ -110,14 +110,19 @@ def packed_attention(
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     outputs = []
     for block in packed_layout.blocks:
-        cells = [
+        block_query, block_key, block_value = (
             tensor.index_select(0, block.gather)
             .view(block.num_sequences, block.max_length, *tensor.shape[1:])
             .transpose(1, 2)
             for tensor in rows
-        ]
+        )
         attended = scaled_dot_product_attention(
-            *cells, is_causal=True, scale=scaling, enable_gqa=num_heads != num_key_heads
+            block_query,
+            block_key,
+            block_value,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=num_heads != num_key_heads,
         )
         outputs.append(attended.transpose(1, 2).reshape(-1, num_heads, value.shape[-1]))
     cells_in_order = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

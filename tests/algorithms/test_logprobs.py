@@ -66,7 +66,7 @@ def test_gradients_equal_the_definition(tokens_per_chunk: int | None, columns_pe
     for exact in (False, True):
         leaves = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
         if exact:
-            logprobs, entropy, _ = reference(*leaves, target_ids, temperature=1.3)
+            logprobs, entropy, _ = reference(leaves[0], leaves[1], target_ids, temperature=1.3)
         else:
             logprobs, entropy, _ = token_statistics(
                 leaves[0],

@@ -1,0 +1,180 @@
+"""One DeepSpeed engine: what a learner rank asks of DeepSpeed, and the only place that knows its ways.
+
+DeepSpeed is imported when the engine starts, because it fixes its accelerator at import.
+"""
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.policy_model import PolicyModel
+from system.config_schema import LearnerConfig
+from system.errors import CheckpointError
+
+_CHECKPOINT_TAG = "engine"
+# ZeRO-3 parameters are gathered this many bytes at a time.
+_GATHER_BYTES = 256 << 20
+
+
+class DeepSpeedEngine:
+    """Gradient accumulation, reduction, clipping and AdamW over all ranks. Every method is collective."""
+
+    def __init__(self, model: PolicyModel, *, config: LearnerConfig, rank: int, num_ranks: int) -> None:
+        import deepspeed
+
+        self._deepspeed = deepspeed
+        self._config = config
+        self._num_ranks = num_ranks
+        self._rank = rank
+        # fused: one kernel over each tensor instead of several passes over memory, on CPU and on GPU.
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_settings(config), dist_init_required=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model with DeepSpeed's hooks; under ZeRO-3 all ranks must call it together."""
+        return self._engine
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Adds this rank's part of the gradient; `is_last` marks the last micro-batch of the step.
+
+        `loss` is this rank's share of the global loss (its sum over ranks is the loss). DeepSpeed averages
+        gradients over ranks, so the share is multiplied by their number first.
+        """
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.backward(loss * self._num_ranks)
+
+    def step(self, *, learning_rate: float) -> float:
+        """Clips, updates the parameters, clears the gradients. Returns the global norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm_before_clipping = self._plain_gradient_norm()
+        self._engine.step()
+        if norm_before_clipping is None:
+            norm_before_clipping = self._engine.get_global_grad_norm()
+        return float(norm_before_clipping)
+
+    def _plain_gradient_norm(self) -> Tensor | None:
+        """The norm where DeepSpeed clips plain `.grad`s without keeping it: float32 without ZeRO."""
+        if self._config.zero_stage > 0 or self._config.dtype != "float32":
+            return None
+        gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def gather_rows(self, row: Tensor) -> Tensor:
+        """All ranks' `row` [K] as [num_ranks, K], by one collective."""
+        rows = [torch.empty_like(row) for _ in range(self._num_ranks)]
+        torch.distributed.all_gather(rows, row)
+        return torch.stack(rows)
+
+    def gather_full_weights(self) -> dict[str, Tensor]:
+        """Contiguous full parameters under their HF names on rank 0; an empty dict elsewhere.
+
+        ZeRO 0-2: rank 0's own parameters, without a copy; they change with the next step. ZeRO-3: copies,
+        gathered bucket by bucket. A tied LM head appears once, as the embedding.
+        """
+        prefix = "causal_lm."
+        named = [(name.removeprefix(prefix), parameter) for name, parameter in self._engine.module.named_parameters()]
+        weights: dict[str, Tensor] = {}
+        if self._config.zero_stage < 3:
+            return {name: parameter.detach().contiguous() for name, parameter in named} if self._rank == 0 else weights
+        for bucket in _buckets(named):
+            with self._deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
+                if self._rank == 0:
+                    weights.update((name, parameter.detach().clone()) for name, parameter in bucket)
+        return weights
+
+    def save(self, directory: str) -> None:
+        """Writes parameters and optimizer state of all ranks into `directory`."""
+        self._engine.save_checkpoint(directory, tag=_CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, directory: str) -> None:
+        """Restores what `save` wrote. Raises CheckpointError when DeepSpeed finds nothing there."""
+        path, _ = self._engine.load_checkpoint(directory, tag=_CHECKPOINT_TAG)
+        if path is None:
+            raise CheckpointError(f"{directory} holds no complete DeepSpeed checkpoint")
+
+    def synchronise(self) -> None:
+        """Waits for the device, so that wall-clock times belong to the phase that caused them."""
+        self._deepspeed.accelerator.get_accelerator().synchronize()
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+
+def join_process_group(*, config: LearnerConfig, rank: int, num_ranks: int, host: str, port: int) -> None:
+    """Meets the other ranks at `host:port` (rank 0's node). Raises torch.distributed.DistError on time-out."""
+    # Every rank sees only its own device (Ray sets CUDA_VISIBLE_DEVICES), so its local number is always 0.
+    os.environ.update(
+        DS_ACCELERATOR=config.device,
+        RANK=str(rank),
+        LOCAL_RANK="0",
+        WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR=host,
+        MASTER_PORT=str(port),
+    )
+    torch.distributed.init_process_group(
+        config.backend,
+        init_method=f"tcp://{host}:{port}",
+        rank=rank,
+        world_size=num_ranks,
+        timeout=timedelta(seconds=max(config.start_timeout_seconds, config.step_timeout_seconds)),
+    )
+    import deepspeed
+
+    # No op counts as compatible: otherwise DeepSpeed runs the compiler on each start, to find out and then to
+    # build a shared-memory reduction that only inference would use.
+    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.init_distributed(dist_backend=config.backend, auto_mpi_discovery=False)
+
+
+def deepspeed_settings(config: LearnerConfig) -> dict[str, Any]:
+    """DeepSpeed's configuration; batch sizes are nominal, since micro-batches are counted in tokens here."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.device != "cpu"}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW
+        "zero_force_ds_cpu_optimizer": False,  # with offload, too: DeepSpeed's own would need a compiler
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 1 << 30,
+    }
+    if config.dtype == "bfloat16" and config.zero_stage > 0:
+        # Without ZeRO, DeepSpeed accumulates in the parameters' own precision only.
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def _buckets(named: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    bucket: list[tuple[str, nn.Parameter]] = []
+    num_bytes = 0
+    for name, parameter in named:
+        size = int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
+        if bucket and num_bytes + size > _GATHER_BYTES:
+            yield bucket
+            bucket, num_bytes = [], 0
+        bucket.append((name, parameter))
+        num_bytes += size
+    if bucket:
+        yield bucket

@@ -1,0 +1,262 @@
+"""One learner rank: takes packed micro-batches, makes one optimizer step, hands out weights.
+
+Plain class; `ray_actors.py` wraps it. It knows no algorithm beyond the loss: advantages arrive ready.
+
+| call                                                        | who calls it                        |
+|-------------------------------------------------------------|-------------------------------------|
+| start, train_step, gather_full_weights, canary_logprobs,    | all ranks, in the same order        |
+| save_checkpoint, load_checkpoint, export_hf, shutdown       | (each may end in a collective)      |
+| policy_version                                              | any rank                            |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learner.checkpoint import LearnerState, export_hf, load_checkpoint, save_checkpoint
+from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
+from learner.policy_model import PolicyModel, load_policy_model, sequence_statistics
+from learner.schedule import learning_rate_at
+from learner.step_statistics import StepStatistics, step_metrics
+from system.algorithms.kl import k3_kl
+from system.algorithms.logprobs import TokenStatistics
+from system.algorithms.masking import loss_token_weights, sequence_index, weighted_sum
+from system.algorithms.packed_attention import PackedLayout
+from system.algorithms.policy_loss import clipped_surrogate
+from system.config_schema import AlgorithmConfig, LearnerConfig
+from system.records import FloatArray, PackedMicroBatch, StepResult
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Learner:
+    """`temperature` is the sampling temperature at which the rollout log-probabilities were recorded."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        num_ranks: int,
+        config: LearnerConfig,
+        algorithm: AlgorithmConfig,
+        model_path: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        num_updates: int,
+        temperature: float = 1.0,
+    ) -> None:
+        self._rank = rank
+        self._num_ranks = num_ranks
+        self._config = config
+        self._algorithm = algorithm
+        self._model_path = model_path
+        self._revision = revision
+        self._trust_remote_code = trust_remote_code
+        self._num_updates = num_updates
+        self._temperature = temperature
+        self._policy_version = 0
+
+    @property
+    def policy_version(self) -> int:
+        """Optimizer steps taken since the initial weights."""
+        return self._policy_version
+
+    def start(self, *, host: str, port: int) -> None:
+        """Meets the other ranks at `host:port`, loads the model and builds the engine."""
+        torch.set_num_threads(self._config.threads_per_rank)
+        join_process_group(config=self._config, rank=self._rank, num_ranks=self._num_ranks, host=host, port=port)
+        policy = self._load_model(gradient_checkpointing=self._config.gradient_checkpointing)
+        self._model_config = policy.causal_lm.config
+        self._reference: PolicyModel | None = None
+        if self._algorithm.kl_coefficient > 0:
+            self._reference = self._load_model(gradient_checkpointing=False).requires_grad_(False)
+        self._engine = DeepSpeedEngine(policy, config=self._config, rank=self._rank, num_ranks=self._num_ranks)
+
+    def _load_model(self, *, gradient_checkpointing: bool) -> PolicyModel:
+        return load_policy_model(
+            self._model_path,
+            revision=self._revision,
+            trust_remote_code=self._trust_remote_code,
+            dtype=_DTYPES[self._config.dtype],
+            device=torch.device(self._config.device),
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    def train_step(
+        self, micro_batches: Sequence[PackedMicroBatch], *, num_loss_tokens: int, num_sequences: int
+    ) -> StepResult:
+        """One optimizer step on this rank's micro-batches (as many as every other rank's).
+
+        The denominators are those of the whole step over all ranks. Metrics are global and equal on all ranks.
+        """
+        started = time.perf_counter()
+        seconds = {"forward": 0.0, "backward": 0.0}
+        statistics = StepStatistics(device=self._engine.device)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            mark = time.perf_counter()
+            loss = self._loss(
+                micro_batch, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences, statistics=statistics
+            )
+            self._engine.synchronise()
+            seconds["forward"] += time.perf_counter() - mark
+            mark = time.perf_counter()
+            self._engine.backward(loss, is_last=number == len(micro_batches))
+            self._engine.synchronise()
+            seconds["backward"] += time.perf_counter() - mark
+        learning_rate = learning_rate_at(
+            self._policy_version,
+            num_updates=self._num_updates,
+            peak=self._config.learning_rate,
+            warmup_ratio=self._config.warmup_ratio,
+            final_ratio=self._config.final_lr_ratio,
+        )
+        mark = time.perf_counter()
+        gradient_norm = self._engine.step(learning_rate=learning_rate)
+        self._engine.synchronise()
+        seconds["optimizer"] = time.perf_counter() - mark
+        self._policy_version += 1
+        seconds["step"] = time.perf_counter() - started
+        metrics = step_metrics(
+            self._engine.gather_rows(statistics.row(seconds=seconds)),
+            learning_rate=learning_rate,
+            gradient_norm=gradient_norm,
+            num_sequences=num_sequences,
+            num_microbatches=len(micro_batches),
+            has_reference=self._reference is not None,
+        )
+        return StepResult(policy_version=self._policy_version, metrics=metrics)
+
+    def _loss(
+        self,
+        micro_batch: PackedMicroBatch,
+        *,
+        num_loss_tokens: int,
+        num_sequences: int,
+        statistics: StepStatistics,
+    ) -> Tensor:
+        """This micro-batch's share of the global loss: sum_t w_t (surrogate_t + kl_t - entropy bonus_t)."""
+        inputs = _PackedInputs(micro_batch, device=self._engine.device)
+        current = inputs.forward(self._engine.module, temperature=self._temperature)
+        policy_loss = clipped_surrogate(
+            current.logprobs,
+            rollout_logprobs=inputs.rollout_logprobs,
+            advantages=inputs.advantages,
+            clip_low=self._algorithm.clip_low,
+            clip_high=self._algorithm.clip_high,
+            importance_cap=self._algorithm.importance_cap,
+        )
+        token_loss = policy_loss.loss
+        reference_kl = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference = inputs.forward(self._reference, temperature=self._temperature)
+            reference_kl = k3_kl(current.logprobs, reference_logprobs=reference.logprobs)
+            token_loss = token_loss + self._algorithm.kl_coefficient * reference_kl
+        if self._algorithm.entropy_coefficient != 0:
+            token_loss = token_loss - self._algorithm.entropy_coefficient * current.entropy
+        weights = loss_token_weights(
+            inputs.loss_mask,
+            sequence_starts=inputs.sequence_starts,
+            denominator=self._algorithm.loss_denominator,
+            num_loss_tokens=num_loss_tokens,
+            num_sequences=num_sequences,
+        )
+        loss = weighted_sum(token_loss, weights=weights[inputs.loss_index])
+        statistics.add(
+            policy_loss,
+            loss=loss,
+            num_tokens=len(micro_batch.token_ids),
+            logprobs=current.logprobs,
+            rollout_logprobs=inputs.rollout_logprobs,
+            entropy=current.entropy,
+            self_certainty=current.self_certainty,
+            reference_kl=reference_kl,
+            staleness=self._policy_version - inputs.min_policy_versions,
+        )
+        return loss
+
+    def gather_full_weights(self) -> dict[str, Tensor]:
+        """Full parameters under their HF names on rank 0, an empty dict elsewhere; see DeepSpeedEngine."""
+        return self._engine.gather_full_weights()
+
+    def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        """Log-probabilities of tokens 1 .. L-1 at temperature 1, float32[L-1], nats.
+
+        ZeRO-3 needs all ranks; they return the same.
+        """
+        statistics = sequence_statistics(self._engine.module, token_ids, device=self._engine.device, temperature=1.0)
+        logprobs: FloatArray = statistics.logprobs.cpu().numpy()
+        return logprobs
+
+    def save_checkpoint(self, directory: str) -> None:
+        """Writes this rank's part into a folder shared by all ranks; the caller renames it when all are done."""
+        save_checkpoint(directory, engine=self._engine, state=self._state(), rank=self._rank)
+
+    def load_checkpoint(self, directory: str) -> None:
+        """Continues where `save_checkpoint` stood. Raises CheckpointError when it does not fit."""
+        state = load_checkpoint(directory, engine=self._engine, expected=self._state())
+        self._policy_version = state.policy_version
+
+    def export_hf(self, directory: str) -> None:
+        """Rank 0 writes a folder that transformers and vLLM load."""
+        weights = self.gather_full_weights()
+        if self._rank == 0:
+            export_hf(
+                directory,
+                weights=weights,
+                config=self._model_config,
+                model_path=self._model_path,
+                revision=self._revision,
+                trust_remote_code=self._trust_remote_code,
+            )
+        torch.distributed.barrier()
+
+    def shutdown(self) -> None:
+        """Leaves the group; safe to call when `start` did not finish."""
+        if hasattr(self, "_engine"):
+            self._engine.close()
+            del self._engine
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _state(self) -> LearnerState:
+        return LearnerState(
+            policy_version=self._policy_version,
+            num_ranks=self._num_ranks,
+            zero_stage=self._config.zero_stage,
+            dtype=self._config.dtype,
+        )
+
+
+class _PackedInputs:
+    """A micro-batch on the device; attributes without a note are over its M loss tokens."""
+
+    def __init__(self, micro_batch: PackedMicroBatch, *, device: torch.device) -> None:
+        starts = torch.from_numpy(micro_batch.sequence_starts)
+        self.token_ids = torch.from_numpy(micro_batch.token_ids).long().to(device)  # [N]
+        self.position_ids = torch.from_numpy(micro_batch.position_ids).long().to(device)  # [N]
+        self.sequence_starts = starts.to(device)  # [B+1]
+        self.loss_mask = torch.from_numpy(micro_batch.loss_mask).to(device)  # [N]
+        self.layout = PackedLayout.build(starts, device=device)
+        self.loss_index = self.loss_mask.nonzero()[:, 0]  # packed positions
+        self.rollout_logprobs = torch.from_numpy(micro_batch.rollout_logprobs).to(device)[self.loss_index]
+        self.advantages = torch.from_numpy(micro_batch.advantages).to(device)[self.loss_index]
+        versions = torch.from_numpy(micro_batch.min_policy_versions).to(device)
+        self.min_policy_versions = versions[sequence_index(self.sequence_starts)[self.loss_index]]
+
+    def forward(self, model: torch.nn.Module, *, temperature: float) -> TokenStatistics:
+        # Token t is predicted by the hidden state of token t - 1.
+        return TokenStatistics(
+            *model(
+                self.token_ids,
+                self.position_ids,
+                self.layout,
+                self.loss_index - 1,
+                self.token_ids[self.loss_index],
+                temperature,
+            )
+        )

@@ -1,0 +1,131 @@
+"""A causal LM that reads packed sequences and answers with token statistics instead of logits.
+
+Built by the learner, once for the policy and once for a frozen reference. Any model works that transformers
+loads as a causal LM with rotary or absolute position ids and a plain linear LM head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from system.algorithms.logprobs import TokenStatistics, token_statistics
+from system.algorithms.packed_attention import PACKED_ATTENTION, PackedLayout, no_attention_mask, packed_attention
+from system.errors import ConfigError
+
+# Settings of transformers configs that change the logits after the LM head, with the value that changes nothing.
+_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+
+
+class TokenStatisticsHead(nn.Module):
+    """Takes the place of the LM head and keeps its parameter's name, so that checkpoints stay in HF's format.
+
+    It is a module, not a function of the weight, because ZeRO-3 gathers a parameter only around the forward
+    and backward of the module that owns it.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight  # [V, d]; the embedding's own parameter when the two are tied
+
+    def forward(self, hidden: Tensor, target_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+        # All V columns, padding rows of the matrix included: the engine samples from the same softmax, and the
+        # importance ratio must compare like with like. A plain tuple: DeepSpeed rebuilds outputs by their type.
+        return tuple(token_statistics(hidden, weight=self.weight, target_ids=target_ids, temperature=temperature))  # type: ignore[return-value]
+
+
+class PolicyModel(nn.Module):
+    """`causal_lm` holds the parameters under their HF names, prefixed with `causal_lm.`."""
+
+    causal_lm: PreTrainedModel
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        packed_layout: PackedLayout,
+        predictor_index: Tensor,
+        target_ids: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Statistics (log-probability, entropy, self-certainty; float32 [M], nats) of M target tokens.
+
+        `token_ids`, `position_ids` int64[N]; `predictor_index` int64[M]: the packed position whose hidden state
+        predicts `target_ids[m]`. The LM head runs on those M positions only.
+        """
+        hidden = self.causal_lm.base_model(
+            input_ids=token_ids[None], position_ids=position_ids[None], packed_layout=packed_layout, use_cache=False
+        ).last_hidden_state[0]
+        statistics: tuple[Tensor, Tensor, Tensor] = self.causal_lm.lm_head(
+            hidden.index_select(0, predictor_index), target_ids, temperature
+        )
+        return statistics
+
+
+def load_policy_model(
+    model_path: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    gradient_checkpointing: bool,
+) -> PolicyModel:
+    """Loads a causal LM with packed attention, without dropout, in training mode.
+
+    Dropout is off because it would make the learner's log-probabilities differ from the engine's at random.
+    Raises ConfigError for a model whose logits are not hidden @ weight^T.
+    """
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    AttentionMaskInterface.register(PACKED_ATTENTION, no_attention_mask)
+    config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
+    for name, neutral in _LOGIT_TRANSFORMS.items():
+        if getattr(config, name, neutral) != neutral:
+            raise ConfigError(
+                "model.path",
+                given=model_path,
+                expected=f"a model without {name} (its config says {getattr(config, name)!r})",
+                fix="choose a model with a plain linear LM head",
+            )
+    config.attention_dropout = 0.0
+    causal_lm = AutoModelForCausalLM.from_pretrained(
+        model_path,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        config=config,
+        dtype=dtype,
+        attn_implementation=PACKED_ATTENTION,
+    )
+    head = causal_lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None or head is not getattr(causal_lm, "lm_head", None):
+        raise ConfigError(
+            "model.path",
+            given=model_path,
+            expected="a causal LM whose `lm_head` is a linear layer without bias",
+            fix="choose another model",
+        )
+    causal_lm.lm_head = TokenStatisticsHead(head.weight)
+    for module in causal_lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return PolicyModel(causal_lm).to(device).train()
+
+
+def sequence_statistics(
+    model: nn.Module, token_ids: Sequence[int], *, device: torch.device, temperature: float
+) -> TokenStatistics:
+    """Statistics of tokens 1 .. L-1 of one sequence, without gradient; float32 [L-1]."""
+    if len(token_ids) < 2:
+        raise ValueError(f"a sequence needs at least 2 tokens to have a log-probability, got {len(token_ids)}")
+    ids = torch.tensor(token_ids, dtype=torch.long, device=device)
+    positions = torch.arange(len(ids), device=device)
+    layout = PackedLayout.build(torch.tensor([0, len(ids)]), device=device)
+    with torch.no_grad():
+        return TokenStatistics(*model(ids, positions, layout, positions[:-1], ids[1:], temperature))
