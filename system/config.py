@@ -205,9 +205,9 @@ def _build(entries: Sequence[_Entry]) -> Config:
     for entry in entries:
         _merge_entry(tree, entry)
         origins[entry.key] = entry.origin
-    _refuse_missing(tree)
     for key, origin in origins.items():
         _resolve_entry(tree, key, origin=origin)
+    _refuse_missing(tree)
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     return config

@@ -75,6 +75,7 @@ ABOVE_ZERO = (
     "reward.timeout_seconds",
     "reward.group_timeout_seconds",
     "learner.learning_rate",
+    "learner.adam_epsilon",
     "learner.max_grad_norm",
     "learner.start_timeout_seconds",
     "learner.step_timeout_seconds",

@@ -5,7 +5,15 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from system.records import CompletionGroup, FloatArray, Problem, ReceiverStatus, RewardTerm, WeightGroupSpec, WeightsManifest
+from system.records import (
+    CompletionGroup,
+    FloatArray,
+    Problem,
+    ReceiverStatus,
+    RewardTerm,
+    WeightGroupSpec,
+    WeightsManifest,
+)
 
 Split = Literal["train", "validation", "test"]
 AnswerKind = Literal["rational", "math"]  # exact rational comparison, or math-verify on text
