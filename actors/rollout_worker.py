@@ -6,16 +6,15 @@ decoded once for verifiers and readers and never tokenised again.
 
 import hashlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-from actors.vllm_engine import EngineFailedError, EngineSettings, VLLMEngine
+from actors.vllm_engine import EngineFailedError, EngineSettings, SampledTokens, VLLMEngine
 from system.config_schema import RolloutConfig
 from system.records import (
     Completion,
     CompletionGroup,
-    FinishReason,
     FloatArray,
     PolicyVersions,
     Prompt,
@@ -24,12 +23,6 @@ from system.records import (
     WeightGroupSpec,
     WeightsManifest,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput, WeightVersionSpan
 
 NO_POLICY_VERSION = -1  # weights as they were on disk; nothing received yet
 
@@ -115,13 +108,14 @@ class RolloutWorker:
             )
         self._enter()
         try:
-            params = _sampling_params(sampling, group_id=group_id)
-            output = await self._running_engine().generate(prompt.token_ids.tolist(), params=params)
+            seed = group_seed(sampling.seed, group_id=group_id)
+            drawn = await self._running_engine().sample(prompt.token_ids.tolist(), sampling=sampling, seed=seed)
         finally:
             self._leave()
-        drawn = list(output.outputs) * (sampling.num_completions if params.n == 1 else 1)
-        completions = tuple(self._completion(one, index=index) for index, one in enumerate(drawn))
-        self.num_generated_tokens += sum(len(one.token_ids) for one in output.outputs)
+        self.num_generated_tokens += sum(len(sampled.token_ids) for sampled in drawn)
+        if sampling.temperature == 0:
+            drawn = drawn * sampling.num_completions
+        completions = tuple(self._completion(sampled, index=index) for index, sampled in enumerate(drawn))
         return CompletionGroup(group_id=group_id, prompt=prompt, completions=completions)
 
     async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None:
@@ -141,7 +135,7 @@ class RolloutWorker:
             seconds=time.monotonic() - start,
         )
 
-    async def canary_logprobs(self, token_ids: "Sequence[int]") -> FloatArray:
+    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
         """float32[L-1]: log p(token t | tokens before t) under the present weights, temperature 1, nats."""
         logprobs = await self._running_engine().prompt_logprobs([int(token) for token in token_ids])
         return np.asarray(logprobs, dtype=np.float32)
@@ -167,50 +161,15 @@ class RolloutWorker:
         if self.num_in_flight == 0:
             self.busy_seconds += time.monotonic() - self._busy_since
 
-    def _completion(self, output: "CompletionOutput", *, index: int) -> Completion:
-        from vllm.logprobs import FlatLogprobs
-
-        assert isinstance(output.logprobs, FlatLogprobs) and output.weight_versions is not None
-        token_ids = list(output.token_ids)
-        assert len(output.logprobs.logprobs) == len(token_ids)
+    def _completion(self, sampled: SampledTokens, *, index: int) -> Completion:
         return Completion(
             index=index,
-            token_ids=np.asarray(token_ids, dtype=np.int32),
-            text=self._running_engine().tokenizer.decode(token_ids, skip_special_tokens=True),
-            rollout_logprobs=np.asarray(output.logprobs.logprobs, dtype=np.float32),
-            policy_versions=_policy_versions(output.weight_versions),
-            finish_reason=_finish_reason(output.finish_reason),
+            token_ids=np.asarray(sampled.token_ids, dtype=np.int32),
+            text=self._running_engine().tokenizer.decode(sampled.token_ids, skip_special_tokens=True),
+            rollout_logprobs=np.asarray(sampled.logprobs, dtype=np.float32),
+            policy_versions=PolicyVersions(
+                starts=np.asarray(sampled.version_starts, dtype=np.int32),
+                versions=np.asarray(sampled.versions, dtype=np.int32),
+            ),
+            finish_reason=sampled.finish_reason,
         )
-
-
-def _sampling_params(sampling: Sampling, *, group_id: int) -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=sampling.num_completions if sampling.temperature > 0 else 1,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        seed=group_seed(sampling.seed, group_id=group_id),
-        logprobs=0,  # of the sampled token alone
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _policy_versions(spans: "Sequence[WeightVersionSpan]") -> PolicyVersions:
-    return PolicyVersions(
-        starts=np.asarray([span.start for span in spans], dtype=np.int32),
-        versions=np.asarray([int(span.version) for span in spans], dtype=np.int32),
-    )
-
-
-def _finish_reason(reason: str | None) -> FinishReason:
-    if reason == "stop":
-        return "stop"
-    if reason == "length":
-        return "length"
-    raise EngineFailedError(f"the engine ended a completion with {reason!r}")

@@ -1,7 +1,7 @@
 """A thin class around vLLM's AsyncLLM: generate, score a prompt, receive weights, stop.
 
-Used by actors/rollout_worker.py. vLLM is imported when an engine starts, after the environment that
-it reads at import time is set.
+Used by actors/rollout_worker.py, which sees no vLLM types. vLLM is imported when an engine starts,
+after the environment that it reads at import time is set.
 
 An engine either works or has failed for good: when its processes die, or a weight update breaks off
 half way, every call that is pending and every later one raises EngineFailedError, so that the
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from system.errors import CredenceError, DeadlineError, WeightSyncError
-from system.records import WeightGroupSpec, WeightsManifest
+from system.records import FinishReason, Sampling, WeightGroupSpec, WeightsManifest
 
 if TYPE_CHECKING:
-    from vllm import AsyncEngineArgs, RequestOutput, SamplingParams
+    from vllm import AsyncEngineArgs, CompletionOutput, RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _LIVENESS_SECONDS = 1.0
@@ -51,6 +51,18 @@ class EngineSettings:
     num_threads: int  # CPU threads of one engine process
     seed: int
     start_timeout_seconds: float
+    worker_extension: str = "actors.vllm_weight_receiver.WeightReceiverExtension"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTokens:
+    """One continuation as it left the engine. Run r of policy versions starts at version_starts[r]."""
+
+    token_ids: list[int]  # T, with EOS when it was sampled
+    logprobs: list[float]  # T, nats, at sampling temperature
+    version_starts: list[int]
+    versions: list[int]
+    finish_reason: FinishReason
 
 
 def set_engine_environment(settings: EngineSettings) -> None:
@@ -104,7 +116,8 @@ def engine_arguments(settings: EngineSettings) -> "AsyncEngineArgs":
         disable_log_stats=True,
         enable_log_requests=False,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND_NAME),
-        worker_extension_cls="actors.vllm_weight_receiver.WeightReceiverExtension",
+        worker_extension_cls=settings.worker_extension,
+        use_tqdm_on_load=False,
     )
 
 
@@ -143,20 +156,35 @@ class VLLMEngine:
         """The transformers tokenizer that belongs to the model."""
         return self._llm.get_tokenizer()
 
-    async def generate(self, token_ids: list[int], *, params: "SamplingParams") -> "RequestOutput":
-        """Run one request to its end. Cancelling the call aborts the request in the engine."""
-        from vllm.inputs import TokensPrompt
+    async def sample(self, token_ids: list[int], *, sampling: Sampling, seed: int) -> list[SampledTokens]:
+        """Draw `sampling.num_completions` continuations of `token_ids`, number i with seed `seed + i`.
 
-        self._num_requests += 1
-        return await self._or_failure(
-            self._final_output(TokensPrompt(prompt_token_ids=token_ids), params, str(self._num_requests))
+        Greedy continuations are all the same: only one is returned. Cancelling the call aborts the
+        requests in the engine. Raises EngineFailedError.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        # One request with n > 1 costs about a tenth less than n requests.
+        params = SamplingParams(
+            n=sampling.num_completions if sampling.temperature > 0 else 1,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        output = await self._generate(token_ids, params=params)
+        return [_sampled_tokens(completion) for completion in output.outputs]
 
     async def warm_up(self) -> None:
         """Draw a few tokens, because vLLM compiles its sampling code at first use (seconds)."""
-        from vllm import SamplingParams
-
-        await self.generate([0], params=SamplingParams(n=2, max_tokens=2, seed=0, logprobs=0, detokenize=False))
+        sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=2, num_completions=2, seed=0)
+        await self.sample([0], sampling=sampling, seed=0)
 
     async def prompt_logprobs(self, token_ids: list[int]) -> list[float]:
         """log p(token t | tokens before t), t = 1 .. L-1, in nats at temperature 1. L < max_model_tokens."""
@@ -164,7 +192,7 @@ class VLLMEngine:
         from vllm.logprobs import FlatLogprobs
 
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
-        output = await self.generate(token_ids, params=params)
+        output = await self._generate(token_ids, params=params)
         assert isinstance(output.prompt_logprobs, FlatLogprobs)
         return output.prompt_logprobs.logprobs
 
@@ -215,14 +243,25 @@ class VLLMEngine:
         """Stop the engine's processes; pending calls raise EngineFailedError."""
         self._liveness_task.cancel()
         self._fail("it was shut down")
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()  # else it reports the end of the processes as an error
         await asyncio.to_thread(self._llm.shutdown)
+        multiprocessing.active_children()  # reaps the ended processes
+        del self._llm
+
+    async def _generate(self, token_ids: list[int], *, params: "SamplingParams") -> "RequestOutput":
+        from vllm.inputs import TokensPrompt
+
+        self._num_requests += 1
+        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        return await self._or_failure(self._final_output(prompt, params, str(self._num_requests)))
 
     async def _final_output(self, prompt: Any, params: "SamplingParams", request_id: str) -> "RequestOutput":
         final = None
         async for output in self._llm.generate(prompt, params, request_id):
             final = output
-        if final is None or any(completion.finish_reason == "abort" for completion in final.outputs):
-            raise EngineFailedError("the engine aborted a request")
+        if final is None:
+            raise EngineFailedError("the engine ended a request without an output")
         return final
 
     async def _control(self, call: Coroutine[Any, Any, Result], *, what: str, seconds: float) -> Result:
@@ -239,8 +278,9 @@ class VLLMEngine:
     async def _or_failure(self, call: Coroutine[Any, Any, Result]) -> Result:
         """The result of `call`, or EngineFailedError as soon as the engine has failed."""
         task = asyncio.ensure_future(call)
+        either: set[asyncio.Future[Any]] = {task, self._failure}
         try:
-            await asyncio.wait({task, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait({task}, timeout=_CONTROL_SECONDS)  # vLLM sends the abort while it unwinds
@@ -261,6 +301,22 @@ class VLLMEngine:
         if not self._failure.done():
             self._failure.set_exception(EngineFailedError(reason))
             self._failure.exception()  # marks it as retrieved: nobody may be waiting
+
+
+def _sampled_tokens(completion: "CompletionOutput") -> SampledTokens:
+    from vllm.logprobs import FlatLogprobs
+
+    assert isinstance(completion.logprobs, FlatLogprobs)
+    assert completion.weight_versions is not None
+    if completion.finish_reason not in ("stop", "length"):
+        raise EngineFailedError(f"the engine ended a completion with {completion.finish_reason!r}")
+    return SampledTokens(
+        token_ids=list(completion.token_ids),
+        logprobs=completion.logprobs.logprobs,
+        version_starts=[span.start for span in completion.weight_versions],
+        versions=[int(span.version) for span in completion.weight_versions],
+        finish_reason=completion.finish_reason,
+    )
 
 
 def _build_llm(settings: EngineSettings) -> "AsyncLLM":

@@ -146,5 +146,6 @@ class WeightReceiverExtension:
         """(policy version, digest of the bytes that arrived), or None before the first update."""
         return self.weight_transfer_engine.received
 
+
 if int(os.environ.get(OWNER_VARIABLE, os.getpid())) != os.getpid():
     threading.Thread(target=_end_with_owner, args=(int(os.environ[OWNER_VARIABLE]),), daemon=True).start()

@@ -9,11 +9,13 @@ receivers in actors/; needs torch and torch.distributed only.
     broadcast_tensors | receive_tensors          bucket k is on its way while k+1 is packed / k-1 unpacked
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +24,7 @@ from system.errors import DeadlineError, WeightSyncError
 from system.records import WeightGroupSpec, WeightsManifest
 
 _ALIGNMENT_BYTES = 16  # a view of another dtype needs an aligned start
-_CHUNK_WORDS = 1 << 20  # 8 MiB of scratch for one multiplication
+_CHUNK_WORDS = 1 << 18  # 2 MiB of scratch for one multiplication
 _POLL_SECONDS = 0.0005
 
 
@@ -79,16 +81,17 @@ class TensorDigest:
 
     Tensor k with 64-bit little-endian words x[i] (last word zero-padded) contributes, modulo 2^64,
 
-        c_k = sum_j m^j * sum_i x[j * C + i] * w[i]        C words a chunk, m and w[i] odd
+        c_k = sum_j m^j * sum_i mix(x[j * C + i] * w[i])        C words a chunk, m and w[i] odd
+        mix(v) = v xor (v >> 32)
 
-    computed on the tensor's device; a change of any single word changes c_k for certain. The digest
-    is BLAKE2b over (name, dtype, shape, c_k). Scratch memory is one chunk, whatever the tensor's size.
+    computed on the tensor's device; a change of any single word changes c_k for certain, because
+    every factor and `mix` is invertible. Without `mix` an even number of flipped signs (the highest
+    bit) would cancel. The digest is BLAKE2b over (name, dtype, shape, c_k). Scratch memory is one chunk, whatever the tensor's size.
     """
 
     def __init__(self) -> None:
         self._headers: list[str] = []
         self._checksums: list[torch.Tensor] = []
-        self._weights: dict[torch.device, torch.Tensor] = {}
 
     def update(self, name: str, tensor: torch.Tensor) -> None:
         """Add the next tensor. Nothing is copied to the host before `hexdigest`."""
@@ -106,20 +109,22 @@ class TensorDigest:
     def _checksum(self, tensor: torch.Tensor) -> torch.Tensor:
         data = tensor.contiguous().reshape(-1).view(torch.uint8)
         total = torch.zeros((), dtype=torch.int64, device=data.device)
-        weights = self._chunk_weights(data.device)
+        weights = _chunk_weights(data.device)
         for start in range(0, data.numel(), _CHUNK_WORDS * 8):
             words = _as_words(data[start : start + _CHUNK_WORDS * 8])
-            total = total * _signed(0xD1342543DE82EF95) + (words * weights[: words.numel()]).sum()
+            product = words * weights[: words.numel()]
+            product ^= (product >> 32) & 0xFFFFFFFF  # `>>` alone would drag the sign along
+            total = total * _signed(0xD1342543DE82EF95) + product.sum()
         return total
 
-    def _chunk_weights(self, device: torch.device) -> torch.Tensor:
-        """Odd int64 [C]: an odd factor is invertible modulo 2^64, so no word can vanish from the sum."""
-        if device not in self._weights:
-            positions = torch.arange(1, _CHUNK_WORDS + 1, dtype=torch.int64, device=device)
-            mixed = positions * _signed(0x9E3779B97F4A7C15)
-            mixed = (mixed ^ (mixed >> 29)) * _signed(0xBF58476D1CE4E5B9)
-            self._weights[device] = (mixed ^ (mixed >> 32)) | 1
-        return self._weights[device]
+
+@functools.cache
+def _chunk_weights(device: torch.device) -> torch.Tensor:
+    """Odd int64 [C]: an odd factor is invertible modulo 2^64, so no word can vanish from the sum."""
+    positions = torch.arange(1, _CHUNK_WORDS + 1, dtype=torch.int64, device=device)
+    mixed = positions * _signed(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> 29)) * _signed(0xBF58476D1CE4E5B9)
+    return (mixed ^ (mixed >> 32)) | 1
 
 
 def _signed(value: int) -> int:
@@ -164,17 +169,10 @@ class WeightGroup:
         deadline = time.monotonic() + spec.timeout_seconds
         self._store = _open_store(spec, rank=rank)
         _meet(self._store, spec, rank=rank, deadline=deadline)
-        remaining = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
-        prefixed = dist.PrefixStore(spec.group_name, self._store)
-        if spec.backend == "nccl":
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = timedelta(seconds=spec.timeout_seconds)
-            self._group: dist.ProcessGroup = dist.ProcessGroupNCCL(prefixed, rank, spec.world_size, options)
-        else:
-            try:
-                self._group = dist.ProcessGroupGloo(prefixed, rank, spec.world_size, remaining)
-            except RuntimeError as error:
-                raise WeightSyncError(f"rank {rank} could not connect weight group {spec.group_name}: {error}") from error
+        try:
+            self._group = _connect(self._store, spec, rank=rank)
+        except RuntimeError as error:
+            raise WeightSyncError(f"rank {rank} cannot connect weight group {spec.group_name}: {error}") from error
 
     def broadcast(self, buffer: torch.Tensor) -> dist.Work:
         """Start the broadcast of `buffer` from rank 0; finish it with `wait`."""
@@ -184,7 +182,10 @@ class WeightGroup:
         return self._group.broadcast([buffer], options)
 
     def wait(self, work: dist.Work, *, deadline: float, what: str) -> None:
-        """Wait until `work` is done. Raises DeadlineError after `deadline` (monotonic), WeightSyncError if it failed."""
+        """Wait until `work` is done.
+
+        Raises DeadlineError after `deadline` (monotonic seconds), WeightSyncError when a peer broke off.
+        """
         while not work.is_completed():
             if time.monotonic() > deadline:
                 raise DeadlineError(self._peers(), what=what, seconds=self.spec.timeout_seconds)
@@ -206,6 +207,17 @@ class WeightGroup:
         if self.rank == 0:
             return f"a receiver (ranks 1 to {self.spec.world_size - 1}) of weight group {self.spec.group_name}"
         return f"the weight sender at {self.spec.host}:{self.spec.port}"
+
+
+def _connect(store: dist.TCPStore, spec: WeightGroupSpec, *, rank: int) -> Any:
+    """A ProcessGroupGloo or ProcessGroupNCCL; torch's type stubs leave out what they inherit."""
+    prefixed = dist.PrefixStore(spec.group_name, store)
+    timeout = timedelta(seconds=spec.timeout_seconds)
+    if spec.backend == "gloo":
+        return dist.ProcessGroupGloo(prefixed, rank, spec.world_size, timeout)
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return dist.ProcessGroupNCCL(prefixed, rank, spec.world_size, options)
 
 
 def _open_store(spec: WeightGroupSpec, *, rank: int) -> dist.TCPStore:
@@ -230,7 +242,7 @@ def _meet(store: dist.TCPStore, spec: WeightGroupSpec, *, rank: int, deadline: f
     keys = {other: f"{spec.group_name}/joined/{other}" for other in range(1, spec.world_size)}
     door = f"{spec.group_name}/open"
     if rank != 0:
-        store.set(keys[rank], b"1")
+        store.set(keys[rank], "1")
         if not _wait_for_key(store, door, deadline=deadline):
             who = f"the weight sender at {spec.host}:{spec.port} (it waits for all {spec.world_size} ranks)"
             raise DeadlineError(who, what=f"open weight group {spec.group_name}", seconds=spec.timeout_seconds)
@@ -241,7 +253,7 @@ def _meet(store: dist.TCPStore, spec: WeightGroupSpec, *, rank: int, deadline: f
         raise DeadlineError(
             f"weight receiver rank {ranks}", what=f"join weight group {spec.group_name}", seconds=spec.timeout_seconds
         )
-    store.set(door, b"1")
+    store.set(door, "1")
 
 
 def _wait_for_key(store: dist.TCPStore, key: str, *, deadline: float) -> bool:
