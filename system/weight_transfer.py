@@ -81,12 +81,13 @@ class TensorDigest:
 
     Tensor k with 64-bit little-endian words x[i] (last word zero-padded) contributes, modulo 2^64,
 
-        c_k = sum_j m^j * sum_i mix(x[j * C + i] * w[i])        C words a chunk, m and w[i] odd
-        mix(v) = v xor (v >> 32)
+        c_k = sum_j m^j * sum_i mix(x[j * C + i]) * w[i]        C words a chunk, m and w[i] odd
+        mix(v) = v xor (v >> 29)
 
     computed on the tensor's device; a change of any single word changes c_k for certain, because
     every factor and `mix` is invertible. Without `mix` an even number of flipped signs (the highest
-    bit) would cancel. The digest is BLAKE2b over (name, dtype, shape, c_k). Scratch memory is one chunk, whatever the tensor's size.
+    bit) would cancel. The digest is BLAKE2b over (name, dtype, shape, c_k). Scratch memory is one
+    chunk, whatever the tensor's size.
     """
 
     def __init__(self) -> None:
@@ -112,9 +113,8 @@ class TensorDigest:
         weights = _chunk_weights(data.device)
         for start in range(0, data.numel(), _CHUNK_WORDS * 8):
             words = _as_words(data[start : start + _CHUNK_WORDS * 8])
-            product = words * weights[: words.numel()]
-            product ^= (product >> 32) & 0xFFFFFFFF  # `>>` alone would drag the sign along
-            total = total * _signed(0xD1342543DE82EF95) + product.sum()
+            mixed = (words >> 29).bitwise_and_((1 << 35) - 1).bitwise_xor_(words)  # `>>` alone drags the sign along
+            total = total * _signed(0xD1342543DE82EF95) + mixed.mul_(weights[: words.numel()]).sum()
         return total
 
 

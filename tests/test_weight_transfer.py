@@ -103,10 +103,16 @@ def test_digest_sees_exchanged_values_chunks_tensors_names_and_shapes() -> None:
     assert renamed.hexdigest() != originals
 
 
-def test_digest_sees_an_even_number_of_flipped_signs() -> None:
-    weight = torch.arange(1.0, 9.0, dtype=torch.float64)
-    flipped = [weight * torch.tensor(signs) for signs in ([-1.0] * 8, [-1.0, -1.0] + [1.0] * 6, [1.0] * 6 + [-1.0] * 2)]
-    assert len({digest_of(tensor) for tensor in [weight, *flipped]}) == 4
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_digest_sees_an_even_number_of_flipped_signs(dtype: torch.dtype) -> None:
+    weight = torch.arange(1, 17).to(dtype)
+    flips = [list(range(16)), *([first, second] for first in range(16) for second in range(first))]
+    digests = {digest_of(weight)}
+    for positions in flips:
+        flipped = weight.clone()
+        flipped[positions] *= -1
+        digests.add(digest_of(flipped))
+    assert len(digests) == 1 + len(flips)
 
 
 def test_digest_depends_on_values_only_not_on_memory_layout() -> None:
