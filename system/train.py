@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ray
-
 from learner.step_statistics import LEARNER_METRICS
 from system.config import dump_yaml, to_dict
 from system.config_environment import model_folder
@@ -30,12 +28,13 @@ from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
-from system.runtime.placement import Placement, check_cluster_holds, start_ray
+from system.runtime.placement import Placement
 from system.runtime.progress import Progress
 from system.runtime.recorder import Recorder
 from system.runtime.reporter import Reporter
 from system.runtime.reward_pool import RewardPool
 from system.runtime.rollout_pool import RolloutPool
+from system.runtime.session import run_on_ray
 from system.runtime.summary import write_summary
 from system.runtime.tracker import Tracker
 from system.runtime.weight_sync import WeightSync
@@ -57,30 +56,20 @@ class RunFolder:
     resumed: RunState | None
 
 
-class Terminated(BaseException):
-    """SIGTERM while nothing that can be cancelled was running yet."""
-
-
 def main_train(config: Config, *, resume: str | None = None) -> int:
     """Run to the end and return the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises CredenceError subclasses for what a user can act on.
     """
     start = time.perf_counter()
-    signal.signal(signal.SIGTERM, _raise_terminated)
     folder = open_run_folder(config, resume=resume)
     seconds_before = folder.resumed.seconds if folder.resumed else 0.0
     try:
-        start_ray(config)
-        signal.signal(signal.SIGTERM, _raise_terminated)  # ray.init installs one of its own
-        check_cluster_holds(config)
-        stopped_by = asyncio.run(
-            _run(config, folder=folder, elapsed_seconds=lambda: seconds_before + time.perf_counter() - start)
+        stopped_by = run_on_ray(
+            config,
+            lambda: _train(config, folder=folder, elapsed_seconds=lambda: seconds_before + time.perf_counter() - start),
         )
-    except (KeyboardInterrupt, Terminated) as interruption:
-        stopped_by = signal.SIGINT if isinstance(interruption, KeyboardInterrupt) else signal.SIGTERM
     finally:
-        ray.shutdown()
         folder.checkpoints.discard_partial()
     if stopped_by is None:
         return 0
@@ -105,27 +94,6 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     return RunFolder(
         path=path, checkpoints=CheckpointStore(path, keep=config.checkpoint.keep), resumed_from=None, resumed=None
     )
-
-
-async def _run(config: Config, *, folder: RunFolder, elapsed_seconds: Callable[[], float]) -> signal.Signals | None:
-    """The asynchronous part; returns the signal that stopped it, or None when it ran to its end."""
-    work = asyncio.create_task(_train(config, folder=folder, elapsed_seconds=elapsed_seconds))
-    received: list[signal.Signals] = []
-
-    def stop(number: signal.Signals) -> None:
-        if not received:
-            received.append(number)
-            work.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        await work
-    except asyncio.CancelledError:
-        if not received:
-            raise
-    return received[0] if received else None
 
 
 async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable[[], float]) -> None:
@@ -173,18 +141,7 @@ async def _train_with_actors(
         config=config.learner,
         transfer_seconds=config.weight_sync.timeout_seconds,
     )
-    rollout_pool = RolloutPool(
-        create_actor=placement.create_rollout_actor,
-        start_seconds=config.rollout.start_timeout_seconds,
-        group_seconds=config.rollout.group_timeout_seconds,
-        max_restarts=config.rollout.max_restarts,
-    )
-    reward_pool = RewardPool(
-        create_actor=placement.create_reward_actor,
-        num_workers=config.reward.num_workers,
-        start_seconds=config.rollout.start_timeout_seconds,
-        group_seconds=config.reward.group_timeout_seconds,
-    )
+    rollout_pool, reward_pool = make_pools(config, placement=placement)
     try:
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
@@ -213,6 +170,23 @@ async def _train_with_actors(
         )
 
 
+def make_pools(config: Config, *, placement: Placement) -> tuple[RolloutPool, RewardPool]:
+    """The pools of this configuration, not started yet."""
+    rollout_pool = RolloutPool(
+        create_actor=placement.create_rollout_actor,
+        start_seconds=config.rollout.start_timeout_seconds,
+        group_seconds=config.rollout.group_timeout_seconds,
+        max_restarts=config.rollout.max_restarts,
+    )
+    reward_pool = RewardPool(
+        create_actor=placement.create_reward_actor,
+        num_workers=config.reward.num_workers,
+        start_seconds=config.rollout.start_timeout_seconds,
+        group_seconds=config.reward.group_timeout_seconds,
+    )
+    return rollout_pool, reward_pool
+
+
 async def _start_learner(learner_group: LearnerGroup, *, config: Config, checkpoint: Path | None) -> None:
     await learner_group.start(
         model=config.model,
@@ -234,13 +208,6 @@ def _connect(
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
     task, tokenizer = make_task(config.task), load_tokenizer(config)
-    held_out = evaluation_prompts(
-        task,
-        split=config.evaluation.split,
-        limit=max(config.evaluation.num_problems, config.evaluation.num_problems_final),
-        tokenizer=tokenizer,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-    )
     resumed = folder.resumed
     ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
     return Parts(
@@ -269,15 +236,29 @@ def _connect(
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             cursor=resumed.cursor if resumed else PromptCursor(),
         ),
-        evaluator=Evaluator(
-            rollout_pool=rollouts,
-            reward_pool=rewards,
-            prompts=held_out,
-            config=config.evaluation,
-            max_tokens=config.rollout.max_completion_tokens,
-            seed=config.run.seed,
-        ),
+        evaluator=make_evaluator(config, task=task, tokenizer=tokenizer, rollouts=rollouts, rewards=rewards),
         checkpoints=folder.checkpoints,
+    )
+
+
+def make_evaluator(
+    config: Config, *, task: Task, tokenizer: Tokenizer, rollouts: RolloutPool, rewards: RewardPool
+) -> Evaluator:
+    """The evaluator over the held-out split of the configuration."""
+    held_out = evaluation_prompts(
+        task,
+        split=config.evaluation.split,
+        limit=max(config.evaluation.num_problems, config.evaluation.num_problems_final),
+        tokenizer=tokenizer,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+    )
+    return Evaluator(
+        rollout_pool=rollouts,
+        reward_pool=rewards,
+        prompts=held_out,
+        config=config.evaluation,
+        max_tokens=config.rollout.max_completion_tokens,
+        seed=config.run.seed,
     )
 
 
@@ -309,7 +290,3 @@ def _how_to_continue(folder: RunFolder, *, stopped_by: signal.Signals) -> str:
         return f"Stopped by {stopped_by.name} before the first checkpoint; {folder.path} holds what was logged."
     latest = folder.checkpoints.latest().name
     return f"Stopped by {stopped_by.name}. Continue from {latest}: credence train --resume {folder.path}"
-
-
-def _raise_terminated(number: int, frame: object) -> None:
-    raise Terminated

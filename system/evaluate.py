@@ -1,0 +1,57 @@
+"""`credence evaluate`: held-out accuracy of a policy as it is, with the workers of a run but without a learner."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Sequence
+
+from actors.rollout_worker import NO_POLICY_VERSION
+from system.config import load_config
+from system.config_schema import Config
+from system.data.tasks import make_task
+from system.runtime.evaluator import EvaluationResult
+from system.runtime.placement import Placement
+from system.runtime.session import run_on_ray
+from system.train import load_tokenizer, make_evaluator, make_pools
+
+_SHUTDOWN_SECONDS = 5.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the accuracies as one line of JSON; returns the exit code. Raises ConfigError."""
+    parser = argparse.ArgumentParser(
+        prog="credence evaluate",
+        description="Accuracy of model.path on evaluation.num_problems_final held-out problems. A checkpoint's policy "
+        "is a model too: model.path=RUN_DIR/checkpoints/update_000100/policy.",
+    )
+    parser.add_argument("arguments", nargs="+", metavar="CONFIG|key=value")
+    arguments = parser.parse_args(list(argv)).arguments
+    config = load_config(
+        [argument for argument in arguments if "=" not in argument],
+        [argument for argument in arguments if "=" in argument],
+    )
+    stopped_by = run_on_ray(config, lambda: _evaluate(config))
+    return 0 if stopped_by is None else 128 + stopped_by
+
+
+async def _evaluate(config: Config) -> None:
+    rollouts, rewards = make_pools(config, placement=Placement(config=config))
+    try:
+        async with asyncio.TaskGroup() as starts:
+            starts.create_task(rewards.start())
+            members = [starts.create_task(rollouts.start_worker()) for _ in range(config.rollout.num_workers)]
+        for member in members:
+            rollouts.serve(member.result())
+        task, tokenizer = make_task(config.task), load_tokenizer(config)
+        evaluator = make_evaluator(config, task=task, tokenizer=tokenizer, rollouts=rollouts, rewards=rewards)
+        print(as_json(await evaluator.evaluate(policy_version=NO_POLICY_VERSION, is_final=True), config=config))
+    finally:
+        await asyncio.gather(rollouts.shutdown(seconds=_SHUTDOWN_SECONDS), rewards.shutdown(seconds=_SHUTDOWN_SECONDS))
+
+
+def as_json(result: EvaluationResult, *, config: Config) -> str:
+    """The metrics of the evaluation under their names in a run, and what was evaluated."""
+    values = {metric.name: metric.value for metric in result.metrics() if metric.name != "eval/policy_version"}
+    return json.dumps({"model": config.model.path, "split": config.evaluation.split} | values)
