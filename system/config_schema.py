@@ -37,7 +37,7 @@ class TaskConfig:
     name: Literal["gsm8k_chains", "gsm8k", "math"] = key("Which task to train on.")
     train_path: str | None = key("Local .jsonl or .parquet with training rows; null: embedded data or dataset.", None)
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
-    dataset: str | None = key("Hub data set by name, read with `datasets` when no path is given.", None)
+    dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)
     validation_size: int = key("Training problems held out for tuning.", 500)
     redraw: bool = key("Draw fresh numbers at each visit where the task can.", True)
 
