@@ -1,13 +1,16 @@
 """The run as a job on a cluster: `ray start --head` with a token, then plain `ray job submit`."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from credence_process import ROOT, SMALL, metric_lines, summary
+from credence_process import ROOT, SMALL, metric_lines, processes_of, summary
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -25,14 +28,27 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     _ray(environment, "get-auth-token", "--generate")
-    _ray(
-        environment, "start", "--head", "--num-cpus=2", f"--port={HEAD_PORT}", f"--dashboard-port={DASHBOARD_PORT}",
-        "--disable-usage-stats",
-    )  # fmt: skip
+    # in the foreground and in a session of its own, so that only this cluster is taken down again
+    head = subprocess.Popen(
+        [
+            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+            *(f"--port={HEAD_PORT}", f"--dashboard-port={DASHBOARD_PORT}"),
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
+        _wait_for_port(DASHBOARD_PORT, head=head)
         yield environment
     finally:
-        subprocess.run([RAY, "stop", "--force"], env=environment, capture_output=True, timeout=60, check=False)
+        family = processes_of(head.pid)
+        head.terminate()
+        psutil.wait_procs(family, timeout=30)
+        for left in family:
+            if left.is_running():
+                left.kill()
 
 
 def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], tmp_path: Path) -> None:
@@ -56,6 +72,17 @@ def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], t
     last = metric_lines(tmp_path / "runs" / "job")[-1]["metrics"]
     assert last["rollout/num_workers"] == 2
     assert last["weight_sync/num_receivers"] == 2
+
+
+def _wait_for_port(port: int, *, head: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert head.poll() is None, "ray start ended"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"nothing listens on port {port}")
 
 
 def _ray(environment: dict[str, str], *arguments: str) -> str:
