@@ -86,8 +86,12 @@ class RolloutWorker:
     async def start(self) -> None:
         """Load the model and warm up. Raises EngineFailedError, DeadlineError."""
         self._engine = await VLLMEngine.start(self._settings)
-        await self._engine.set_policy_version(NO_POLICY_VERSION)
-        await self._engine.warm_up()
+        try:
+            await self._engine.set_policy_version(NO_POLICY_VERSION)
+            await self._engine.warm_up()
+        except BaseException:
+            await self.shutdown()
+            raise
 
     async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> CompletionGroup:
         """Draw `sampling.num_completions` completions of `prompt`; cancelling the call aborts them.
@@ -136,7 +140,13 @@ class RolloutWorker:
         )
 
     async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
-        """float32[L-1]: log p(token t | tokens before t) under the present weights, temperature 1, nats."""
+        """float32[L-1]: log p(token t | tokens before t) under the present weights, temperature 1, nats.
+
+        Raises ValueError when there are fewer than 2 tokens or no room for one more in the engine.
+        """
+        if not 2 <= len(token_ids) < self._settings.max_model_tokens:
+            longest = self._settings.max_model_tokens - 1
+            raise ValueError(f"the canary has {len(token_ids)} tokens, expected 2 to {longest}")
         logprobs = await self._running_engine().prompt_logprobs([int(token) for token in token_ids])
         return np.asarray(logprobs, dtype=np.float32)
 
