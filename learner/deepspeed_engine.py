@@ -3,9 +3,12 @@
 DeepSpeed is imported when the engine starts, because it fixes its accelerator at import.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,10 +109,10 @@ class DeepSpeedEngine:
         self._engine.save_checkpoint(directory, tag=_CHECKPOINT_TAG, save_latest=False)
 
     def load(self, directory: str) -> None:
-        """Restores what `save` wrote. Raises CheckpointError when DeepSpeed finds nothing there."""
-        path, _ = self._engine.load_checkpoint(directory, tag=_CHECKPOINT_TAG)
-        if path is None:
+        """Restores what `save` wrote. Raises CheckpointError when nothing is there."""
+        if not any(Path(directory, _CHECKPOINT_TAG).glob("*.pt")):
             raise CheckpointError(f"{directory} holds no complete DeepSpeed checkpoint")
+        self._engine.load_checkpoint(directory, tag=_CHECKPOINT_TAG)
 
     def synchronise(self) -> None:
         """Waits for the device, so that wall-clock times belong to the phase that caused them."""
@@ -137,8 +140,11 @@ def join_process_group(*, config: LearnerConfig, rank: int, num_ranks: int, host
         world_size=num_ranks,
         timeout=timedelta(seconds=max(config.start_timeout_seconds, config.step_timeout_seconds)),
     )
+    # DeepSpeed calls collectives by names that torch deprecates, once a line for each call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     # No op counts as compatible: otherwise DeepSpeed runs the compiler on each start, to find out and then to
     # build a shared-memory reduction that only inference would use.
     deepspeed.ops.__compatible_ops__ = {}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from system.algorithms.logprobs import TokenStatistics, token_statistics
 from system.algorithms.packed_attention import PACKED_ATTENTION, PackedLayout, no_attention_mask, packed_attention
@@ -93,6 +94,7 @@ def load_policy_model(
                 fix="choose a model with a plain linear LM head",
             )
     config.attention_dropout = 0.0
+    disable_progress_bar()
     causal_lm = AutoModelForCausalLM.from_pretrained(
         model_path,
         revision=revision,
