@@ -100,6 +100,7 @@ class Controller:
             completion_tokens=resumed.completion_tokens if resumed else 0,
             canary_max_abs_diff=resumed.canary_max_abs_diff if resumed else 0.0,
         )
+        self._state = self._run_state()
         self._sampling = Sampling(
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
@@ -227,6 +228,8 @@ class Controller:
         self.outcome.completion_tokens += batch.num_loss_tokens
         await self._synchronise()
         self._add_totals()
+        # before the next step's groups are leased: a synchronous checkpoint so has nothing in flight
+        self._state = self._run_state()
         parts.buffer.version_published(result.policy_version)
 
     async def _synchronise(self) -> None:
@@ -259,12 +262,11 @@ class Controller:
     async def _save_checkpoint(self) -> None:
         """Learner, exported policy and run state, all of the same policy version."""
         parts, version = self._parts, self.outcome.policy_version
-        state = self._run_state()
         with self._phase("checkpoint"):
             directory = parts.checkpoints.partial_directory(version)
             await parts.learner_group.save_checkpoint(str(learner_directory(directory)))
             await parts.learner_group.export_hf(str(policy_directory(directory)))
-            parts.checkpoints.commit(directory, state)
+            parts.checkpoints.commit(directory, self._state)
 
     def _run_state(self) -> RunState:
         return RunState(

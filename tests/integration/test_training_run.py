@@ -1,5 +1,6 @@
 """Whole runs: real Ray, real vLLM, real DeepSpeed, the embedded policy."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -91,8 +92,7 @@ def test_learner_that_dies_ends_the_run_with_a_message_that_names_it(tmp_path: P
         learners[1].kill()
         assert process.wait(60) == 2
 
-    assert "learner rank 1 died" in (tmp_path / "log").read_text()
-    assert "--resume" in (tmp_path / "log").read_text()
+    assert re.search(r"learner rank [01] died during '\w+'.* credence train --resume", (tmp_path / "log").read_text())
     _require_gone(family)
 
 
