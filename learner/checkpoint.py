@@ -17,8 +17,6 @@ from learner.deepspeed_engine import DeepSpeedEngine
 from system.errors import CheckpointError
 
 _STATE_FILE = "learner.json"
-# Hub convention for a file of weights.
-_BYTES_PER_FILE = 5_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +68,7 @@ def export_hf(
     model_path: str,
     revision: str | None,
     trust_remote_code: bool,
+    max_bytes_per_file: int = 5_000_000_000,  # the Hub's convention
 ) -> None:
     """Writes config, safetensors and tokenizer files that transformers and vLLM load; rank 0 only.
 
@@ -80,7 +79,7 @@ def export_hf(
     config.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer.save_pretrained(folder)
-    files = _split_by_size(weights)
+    files = _split_by_size(weights, max_bytes=max_bytes_per_file)
     if len(files) == 1:
         _write(files[0], path=folder / "model.safetensors")
         return
@@ -94,11 +93,11 @@ def export_hf(
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _split_by_size(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def _split_by_size(weights: dict[str, Tensor], *, max_bytes: int) -> list[dict[str, Tensor]]:
     files: list[dict[str, Tensor]] = [{}]
     num_bytes = 0
     for name, tensor in weights.items():
-        if files[-1] and num_bytes + tensor.nbytes > _BYTES_PER_FILE:
+        if files[-1] and num_bytes + tensor.nbytes > max_bytes:
             files.append({})
             num_bytes = 0
         files[-1][name] = tensor

@@ -47,7 +47,7 @@ class Learner:
         revision: str | None,
         trust_remote_code: bool,
         num_updates: int,
-        temperature: float = 1.0,
+        temperature: float,
     ) -> None:
         self._rank = rank
         self._num_ranks = num_ranks
@@ -236,16 +236,17 @@ class _PackedInputs:
     """A micro-batch on the device; attributes without a note are over its M loss tokens."""
 
     def __init__(self, micro_batch: PackedMicroBatch, *, device: torch.device) -> None:
-        starts = torch.from_numpy(micro_batch.sequence_starts)
-        self.token_ids = torch.from_numpy(micro_batch.token_ids).long().to(device)  # [N]
-        self.position_ids = torch.from_numpy(micro_batch.position_ids).long().to(device)  # [N]
+        # Copies: arrays that come through Ray's object store are read-only, which torch warns about.
+        starts = torch.tensor(micro_batch.sequence_starts)
+        self.token_ids = torch.tensor(micro_batch.token_ids).long().to(device)  # [N]
+        self.position_ids = torch.tensor(micro_batch.position_ids).long().to(device)  # [N]
         self.sequence_starts = starts.to(device)  # [B+1]
-        self.loss_mask = torch.from_numpy(micro_batch.loss_mask).to(device)  # [N]
+        self.loss_mask = torch.tensor(micro_batch.loss_mask).to(device)  # [N]
         self.layout = PackedLayout.build(starts, device=device)
         self.loss_index = self.loss_mask.nonzero()[:, 0]  # packed positions
-        self.rollout_logprobs = torch.from_numpy(micro_batch.rollout_logprobs).to(device)[self.loss_index]
-        self.advantages = torch.from_numpy(micro_batch.advantages).to(device)[self.loss_index]
-        versions = torch.from_numpy(micro_batch.min_policy_versions).to(device)
+        self.rollout_logprobs = torch.tensor(micro_batch.rollout_logprobs).to(device)[self.loss_index]
+        self.advantages = torch.tensor(micro_batch.advantages).to(device)[self.loss_index]
+        versions = torch.tensor(micro_batch.min_policy_versions).to(device)
         self.min_policy_versions = versions[sequence_index(self.sequence_starts)[self.loss_index]]
 
     def forward(self, model: torch.nn.Module, *, temperature: float) -> TokenStatistics:

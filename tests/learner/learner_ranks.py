@@ -102,6 +102,7 @@ def start_learner(
         revision=None,
         trust_remote_code=False,
         num_updates=NUM_UPDATES,
+        temperature=1.0,
     )
     learner.start(host="127.0.0.1", port=port)
     return learner
