@@ -9,6 +9,7 @@ owner can be replaced.
 """
 
 import asyncio
+import gc
 import multiprocessing
 import os
 from collections.abc import Coroutine
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _LIVENESS_SECONDS = 1.0
 _CONTROL_SECONDS = 60.0  # pause, resume and the like: they wait for one engine step at most
+_SHUTDOWN_SECONDS = 5.0  # then the engine's processes are killed
 
 Result = TypeVar("Result")
 
@@ -68,12 +70,13 @@ class SampledTokens:
 def set_engine_environment(settings: EngineSettings) -> None:
     """Set what vLLM reads from the environment of this process; must run before vLLM is imported.
 
-    No usage reports, warnings only, no look-ups on the hub for a local folder; on CPU no pinning of
-    threads to cores, which would put two engines on the same cores.
+    No usage reports, no look-ups on the hub for a local folder; errors only, unless VLLM_LOGGING_LEVEL
+    is set (vLLM warns a dozen times at each start, and at each update about layers that own no weights).
+    On CPU no pinning of threads to cores, which would put two engines on the same cores.
     """
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if Path(settings.model_path).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["CREDENCE_ENGINE_OWNER_PID"] = str(os.getpid())  # read in actors/vllm_weight_receiver.py
@@ -105,8 +108,8 @@ def engine_arguments(settings: EngineSettings) -> "AsyncEngineArgs":
         max_num_seqs=settings.max_sequences,
         # A chunk of a prompt draws a token that vLLM takes back by rewinding the request's generator,
         # which CPU generators cannot do; whole prompts also make results independent of the batch.
-        enable_chunked_prefill=False,
-        max_num_batched_tokens=max(settings.max_model_tokens, settings.max_sequences, 4096),
+        enable_chunked_prefill=False if on_cpu else None,
+        max_num_batched_tokens=max(settings.max_model_tokens, settings.max_sequences, 4096) if on_cpu else None,
         kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30) if on_cpu else None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         enforce_eager=settings.enforce_eager,
@@ -138,18 +141,19 @@ class VLLMEngine:
         Raises DeadlineError after `start_timeout_seconds`, EngineFailedError when vLLM refuses or dies.
         """
         set_engine_environment(settings)
+        built: list[AsyncLLM] = []
         former_children = set(multiprocessing.active_children())
         seconds = settings.start_timeout_seconds
         try:
             # A thread of its own: the constructor waits for the engine's processes without end.
-            llm = await asyncio.wait_for(asyncio.to_thread(_build_llm, settings), seconds)
+            await asyncio.wait_for(asyncio.to_thread(_build_llm, settings, into=built), seconds)
         except TimeoutError as error:
             for process in set(multiprocessing.active_children()) - former_children:
                 process.kill()
             raise DeadlineError("the rollout engine", what="start", seconds=seconds) from error
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailedError(f"vLLM could not start with {settings.model_path}: {error}") from error
-        return cls(llm, settings=settings)
+        return cls(built.pop(), settings=settings)
 
     @property
     def tokenizer(self) -> Any:
@@ -245,9 +249,10 @@ class VLLMEngine:
         self._fail("it was shut down")
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()  # else it reports the end of the processes as an error
-        await asyncio.to_thread(self._llm.shutdown)
+        await asyncio.to_thread(self._llm.shutdown, timeout=_SHUTDOWN_SECONDS)
         multiprocessing.active_children()  # reaps the ended processes
         del self._llm
+        gc.collect()  # its __del__ would fail later, in an interpreter that is going down
 
     async def _generate(self, token_ids: list[int], *, params: "SamplingParams") -> "RequestOutput":
         from vllm.inputs import TokensPrompt
@@ -319,10 +324,11 @@ def _sampled_tokens(completion: "CompletionOutput") -> SampledTokens:
     )
 
 
-def _build_llm(settings: EngineSettings) -> "AsyncLLM":
+def _build_llm(settings: EngineSettings, *, into: list["AsyncLLM"]) -> None:
+    """Not returned, because the thread pool would keep the result alive after `shutdown`."""
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    return AsyncLLM.from_engine_args(engine_arguments(settings))
+    into.append(AsyncLLM.from_engine_args(engine_arguments(settings)))
 
 
 async def _without_vllm_errors(task: "asyncio.Future[Result]") -> Result:

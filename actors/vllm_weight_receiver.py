@@ -2,10 +2,11 @@
 
 vLLM imports this module in each worker process because `worker_extension_cls` names
 `WeightReceiverExtension`; importing it registers the engine. Each worker process is one rank of
-the weight group: `first_rank` + its rank in the engine (tensor parallel). The module also ends the
-process when the process that owns the engine is gone, however it died: vLLM's processes would live on.
+the weight group: `first_rank` + its rank in the engine (tensor parallel). The module also sees
+to the end of these processes: they end when their owner is gone, however it died, and without delay.
 """
 
+import atexit
 import os
 import threading
 import time
@@ -149,3 +150,5 @@ class WeightReceiverExtension:
 
 if int(os.environ.get(OWNER_VARIABLE, os.getpid())) != os.getpid():
     threading.Thread(target=_end_with_owner, args=(int(os.environ[OWNER_VARIABLE]),), daemon=True).start()
+    # vLLM has cleaned up by then; taking the interpreter down as well would cost every shutdown seconds.
+    atexit.register(os._exit, 0)
