@@ -28,6 +28,7 @@ AT_LEAST: dict[str, float] = {
     "run.seed": 0,
     "run.num_updates": 1,
     "task.validation_size": 0,
+    "task.max_train_steps": 1,
     "batch.prompts_per_step": 1,
     "batch.completions_per_prompt": 1,
     "batch.tokens_per_microbatch": 1,
@@ -151,6 +152,13 @@ def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
                 raise ConfigError(
                     key, given=value, expected="null, as gsm8k_chains is embedded", fix="remove it, or task.name=gsm8k"
                 )
+    elif task.max_train_steps is not None:
+        raise ConfigError(
+            "task.max_train_steps",
+            given=task.max_train_steps,
+            expected=f"null, as the number of steps of a {task.name} problem is not known",
+            fix="remove it",
+        )
     elif task.dataset is not None and (task.train_path is not None or task.test_path is not None):
         raise ConfigError(
             "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"

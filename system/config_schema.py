@@ -39,6 +39,9 @@ class TaskConfig:
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)
     validation_size: int = key("Training problems held out for tuning.", 500)
+    max_train_steps: int | None = key(
+        "Training chains with more calculation steps are left out (gsm8k_chains); null: all. Evaluation keeps all.", None
+    )
     redraw: bool = key("Draw fresh numbers at each visit where the task can.", True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from learner.schedule import learning_rate_at
 from system.config_environment import model_folder
 from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig
-from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
+from system.data.tasks import make_task
 
 _BYTES_OF = {"float32": 4, "bfloat16": 2}
 _MIB = 2**20
@@ -71,7 +71,7 @@ def plan_run(config: Config) -> RunPlan:
     updates = config.run.num_updates
     num_problems: int | None = None
     if config.task.name == "gsm8k_chains":
-        num_problems = len(Gsm8kChainsTask(validation_size=config.task.validation_size).load("train"))
+        num_problems = len(make_task(config.task).load("train"))
     return RunPlan(
         num_prompts=updates * config.batch.prompts_per_step,
         num_completions=updates * config.batch.prompts_per_step * config.batch.completions_per_prompt,

@@ -119,6 +119,9 @@ CONTRADICTIONS = [
     wrong("task.name=math", "task.train_path=a.jsonl", message=r"task.test_path: given None, expected a file with .*"),
     wrong("task.name=math", "task.dataset=x/y", "task.test_path=a.jsonl",
           message=r"task.dataset: given 'x/y', expected either a dataset or paths. .*"),
+    wrong("task.max_train_steps=0", message=r"task.max_train_steps: given 0, expected at least 1.*"),
+    wrong("task.name=math", "task.train_path=a", "task.test_path=b", "task.max_train_steps=3",
+          message=r"task.max_train_steps: given 3, expected null, as the number of steps of a math problem .*"),
     wrong("evaluation.split=validation", "task.validation_size=100", message=r"evaluation.num_problems, "
           r"evaluation.num_problems_final: given 500, expected at most task.validation_size=100 problems .*"),
 ]  # fmt: skip

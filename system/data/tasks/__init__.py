@@ -18,7 +18,7 @@ def _make_chains(config: TaskConfig) -> Task:
                 expected="null: gsm8k_chains is shipped with the program",
                 fix=f"remove task.{key}, or choose task.name=gsm8k or task.name=math",
             )
-    return Gsm8kChainsTask(validation_size=config.validation_size)
+    return Gsm8kChainsTask(validation_size=config.validation_size, max_train_steps=config.max_train_steps)
 
 
 def _make_gsm8k(config: TaskConfig) -> Task:

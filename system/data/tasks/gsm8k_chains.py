@@ -39,12 +39,16 @@ def _make_problem(problem_id: str, expression: str) -> Problem:
 
 
 class Gsm8kChainsTask:
-    """`validation_size` training rows are held out. Raises ConfigError when it is negative or takes all of them."""
+    """`validation_size` training rows are held out. Raises ConfigError when it is negative or takes all of them.
+
+    `max_train_steps` leaves longer chains out of the train split (None: keeps all); the held-out splits stay whole.
+    """
 
     name = "gsm8k_chains"
     answer_kind: AnswerKind = "rational"
 
-    def __init__(self, *, validation_size: int = 500) -> None:
+    def __init__(self, *, validation_size: int = 500, max_train_steps: int | None = None) -> None:
+        self._max_train_steps = max_train_steps
         self._train_expressions = _read_expressions("train")
         self._validation_rows = choose_validation_rows(
             [canonical_text(text) for text in self._train_expressions], validation_size=validation_size
@@ -60,11 +64,15 @@ class Gsm8kChainsTask:
         """Problems in the order of GSM8K; `train/00012` and `validation/00012` number the rows of train.txt."""
         if split == "test":
             return [_make_problem(f"test/{row:05d}", text) for row, text in enumerate(_read_expressions("test"))]
-        return [
+        problems = [
             _make_problem(f"{split}/{row:05d}", text)
             for row, text in enumerate(self._train_expressions)
             if (row in self._validation_rows) == (split == "validation")
         ]
+        if split == "validation" or self._max_train_steps is None:
+            return problems
+        # the last line of a solution states the answer, every other one is a step
+        return [problem for problem in problems if problem.solution.count("\n") <= self._max_train_steps]
 
     def redraw(self, problem: Problem, *, rng: np.random.Generator) -> Problem:
         """Same shape, fresh leaf numbers, never a held-out expression; the problem itself when none is found."""
