@@ -116,3 +116,13 @@ def test_each_line_is_a_step(task: Gsm8kChainsTask) -> None:
     assert task.cut_steps("48/2=24\n48+24=72\n#72") == [8, 17, 20]
     assert task.cut_steps("48/2=24\n") == [8]
     assert task.cut_steps("") == []
+
+
+def test_step_bound_leaves_long_chains_out_of_training_only() -> None:
+    whole, bounded = Gsm8kChainsTask(), Gsm8kChainsTask(max_train_steps=2)
+    short = [problem for problem in whole.load("train") if len(problem.solution.splitlines()) <= 3]
+
+    assert bounded.load("train") == short
+    assert 0 < len(short) < len(whole.load("train"))
+    assert bounded.load("validation") == whole.load("validation")
+    assert bounded.load("test") == whole.load("test")

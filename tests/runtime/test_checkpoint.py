@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from system.data.prompts import PromptCursor
+from system.errors import CheckpointError
+from system.records import Prompt
+from system.runtime.checkpoint import CheckpointStore, RunState, load_run_state
+from system.runtime.ledger import Ledger
+
+
+def make_state(*, policy_version: int) -> RunState:
+    ledger = Ledger()
+    ledger.lease(0)
+    ledger.lease(1)
+    ledger.drop(0, reason="stale")
+    prompt = Prompt(
+        prompt_id="train/00001@4",
+        token_ids=np.array([3, 1, 2], np.int32),
+        text="1+1:",
+        reference_answer="2",
+        task="gsm8k_chains",
+    )
+    return RunState(
+        policy_version=policy_version,
+        cursor=PromptCursor(num_visits=5, num_skipped=1),
+        ledger=ledger.state(),
+        outstanding={1: prompt},
+        completion_tokens=77,
+        seconds=1.5,
+        canary_max_abs_diff=2e-6,
+    )
+
+
+def save(store: CheckpointStore, policy_version: int) -> Path:
+    return store.commit(store.partial_directory(policy_version), make_state(policy_version=policy_version))
+
+
+def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+
+    state = load_run_state(save(store, 3))
+
+    assert state.policy_version == 3
+    assert state.cursor == PromptCursor(num_visits=5, num_skipped=1)
+    assert state.completion_tokens == 77
+    assert state.seconds == 1.5
+    np.testing.assert_array_equal(state.outstanding[1].token_ids, [3, 1, 2])
+    assert state.outstanding[1].prompt_id == "train/00001@4"
+    restored = Ledger.restore(state.ledger)
+    assert restored.in_flight_group_ids() == (1,)
+    assert restored.totals().is_balanced
+
+
+def test_unfinished_checkpoint_is_neither_listed_nor_left(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 10)
+    (store.partial_directory(20) / "half").write_text("x")
+
+    assert store.latest().name == "update_000010"
+    store.discard_partial()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update_000010"]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for version in (5, 10, 15):
+        save(store, version)
+
+    assert [path.name for path in store.complete()] == ["update_000010", "update_000015"]
+
+
+def test_saving_a_version_again_replaces_it(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    (save(store, 5) / "old").write_text("x")
+
+    save(store, 5)
+
+    assert not (tmp_path / "checkpoints" / "update_000005" / "old").exists()
+
+
+def test_no_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="Start it again without --resume"):
+        CheckpointStore(tmp_path, keep=2).latest()
+
+
+def test_damaged_state_names_the_file(tmp_path: Path) -> None:
+    path = save(CheckpointStore(tmp_path, keep=2), 5)
+    (path / "state.json").write_text('{"policy_version": 5')
+
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
+        load_run_state(path)
