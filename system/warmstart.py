@@ -33,6 +33,18 @@ from system.errors import ConfigError
 NUM_EMBEDDING_ROWS = 32  # a few more than there are characters
 HEAD_SIZE = 32  # the smallest that every vLLM attention backend takes
 IGNORED_LABEL = -100
+_COUNTS = (
+    "num_steps",
+    "batch_size",
+    "num_layers",
+    "intermediate_size",
+    "validation_size",
+    "evaluation_interval_steps",
+    "num_evaluation_problems",
+    "num_final_problems",
+    "max_new_tokens",
+    "num_threads",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +145,17 @@ def completion_loss(model: Qwen2ForCausalLM, batch: Sequence[Example], *, pad_to
     return torch.nn.functional.cross_entropy(flat_logits, targets, ignore_index=IGNORED_LABEL)
 
 
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
 def train_policy(
     model: Qwen2ForCausalLM,
     *,
@@ -152,17 +175,9 @@ def train_policy(
         validation_size=settings.validation_size,
         batch_size=settings.batch_size,
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     losses: list[float] = []
     started = time.monotonic()
-    with closing(batches), Progress(*columns) as progress:
+    with closing(batches), _progress_bar() as progress:
         bar = progress.add_task("warm start", total=settings.num_steps)
         for step in range(settings.num_steps):
             for group in optimizer.param_groups:
@@ -209,13 +224,11 @@ def _check_settings(settings: WarmstartSettings) -> None:
     out = Path(settings.out)
     if out.exists():
         raise ConfigError("out", given=settings.out, expected="a folder that does not exist yet", fix="choose another")
-    if min(settings.num_steps, settings.batch_size, settings.evaluation_interval_steps) < 1:
-        raise ConfigError(
-            "num_steps, batch_size, evaluation_interval_steps",
-            given=(settings.num_steps, settings.batch_size, settings.evaluation_interval_steps),
-            expected="at least 1 each",
-            fix="raise the one below 1",
-        )
+    for name in _COUNTS:
+        if getattr(settings, name) < 1:
+            raise ConfigError(name, given=getattr(settings, name), expected="at least 1", fix=f"raise {name}")
+    if settings.device not in {"cpu", "cuda"}:
+        raise ConfigError("device", given=settings.device, expected="cpu or cuda", fix="device=cpu")
 
 
 def run_warmstart(settings: WarmstartSettings, *, observer: Observer | None = print_progression) -> WarmstartResult:
@@ -250,14 +263,13 @@ def run_warmstart(settings: WarmstartSettings, *, observer: Observer | None = pr
         validation=accuracies[0],
         test=accuracies[1],
     )
-    _write_policy(model, tokenizer=tokenizer, settings=settings, result=result)
+    _write_policy(model, settings=settings, result=result)
     return result
 
 
 def _write_policy(
     model: Qwen2ForCausalLM,
     *,
-    tokenizer: PreTrainedTokenizerBase,
     settings: WarmstartSettings,
     result: WarmstartResult,
 ) -> None:
@@ -266,7 +278,8 @@ def _write_policy(
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        # A new one: the tokenizer that was used would carry the padding of its last batch into the file.
+        build_character_tokenizer(max_length=settings.max_length).save_pretrained(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # weights are written readable by their owner alone
         record = {"settings": dataclasses.asdict(settings), "result": dataclasses.asdict(result)}
