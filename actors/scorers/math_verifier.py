@@ -5,6 +5,7 @@
 | answer equals the reference | ok | 1 | right |
 | answer differs | ok | 0 | wrong |
 | states no answer, also because it was cut at the length limit | ok | 0 | no_answer |
+| was cut at the length limit, where a cut number would read as another one (rational) | ok | 0 | truncated |
 | answer cannot be read as a number or as mathematics | ok | 0 | unparseable |
 | answer has more than `MAX_ANSWER_CHARACTERS` characters (not even tried) | ok | 0 | answer_too_long |
 | the check exceeded its time or memory, or killed its process | invalid | - | timeout, memory, crash |
@@ -58,20 +59,31 @@ class MathVerifier:
 
     def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's check."""
-        answers = [self._task.extract_answer(completion.text) for completion in group.completions]
+        # `#7` may be the beginning of `#72`; a \\boxed{...} that was closed is whole wherever the text ends
+        is_cut = [
+            self._task.answer_kind == "rational" and completion.finish_reason == "length"
+            for completion in group.completions
+        ]
+        answers = [
+            None if cut else self._task.extract_answer(completion.text)
+            for completion, cut in zip(group.completions, is_cut, strict=True)
+        ]
         # dict, not set: the order of the checks, and with it who is blamed for a crash, must be reproducible.
         distinct = list(dict.fromkeys(answer for answer in answers if answer and len(answer) <= MAX_ANSWER_CHARACTERS))
         verdicts = self._sandbox.run([(answer, group.prompt.reference_answer) for answer in distinct])
         verdict_of = dict(zip(distinct, verdicts, strict=True))
-        return tuple(self._term(answer, verdict_of=verdict_of) for answer in answers)
+        return tuple(
+            self._term(answer, missing="truncated" if cut else "no_answer", verdict_of=verdict_of)
+            for answer, cut in zip(answers, is_cut, strict=True)
+        )
 
     def close(self) -> None:
         """End the child processes. Safe to call again."""
         self._sandbox.close()
 
-    def _term(self, answer: str | None, *, verdict_of: dict[str, Verdict]) -> RewardTerm:
+    def _term(self, answer: str | None, *, missing: str, verdict_of: dict[str, Verdict]) -> RewardTerm:
         if not answer:
-            verdict = Verdict(status="ok", value=0.0, reason="no_answer", seconds=0.0)
+            verdict = Verdict(status="ok", value=0.0, reason=missing, seconds=0.0)
         elif len(answer) > MAX_ANSWER_CHARACTERS:
             verdict = Verdict(status="ok", value=0.0, reason="answer_too_long", seconds=0.0)
         else:

@@ -187,8 +187,13 @@ def test_a_megabyte_before_the_answer_does_not_matter(rational_verifier: MathVer
     assert (term.status, term.reason) == ("ok", reason)
 
 
-def test_a_completion_cut_at_the_length_limit_is_judged_by_what_it_states(rational_verifier: MathVerifier) -> None:
+def test_a_number_cut_at_the_length_limit_is_no_answer(rational_verifier: MathVerifier) -> None:
     terms = rational_verifier.score(group_of(["48/2=24\n48+", "#72"], reference="72", finish_reason="length"))
+    assert [(term.status, term.value, term.reason) for term in terms] == [("ok", 0.0, "truncated")] * 2
+
+
+def test_a_formula_cut_at_the_length_limit_is_judged_by_what_it_states(math_verifier: MathVerifier) -> None:
+    terms = math_verifier.score(group_of(["48/2", "#72"], reference="72", finish_reason="length"))
     assert [(term.value, term.reason) for term in terms] == [(0.0, "no_answer"), (1.0, "right")]
 
 
