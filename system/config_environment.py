@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from system.config_schema import Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
+from system.config_schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
 from system.errors import ConfigError
 
 POLICIES_DIR = Path(__file__).parent / "data" / "policies"
@@ -35,9 +35,14 @@ def check_environment(config: Config) -> None:
     check_data_files(config.task)
     check_wandb_key(config.tracker)
     # A cluster that is joined is asked for its resources once Ray runs.
-    if config.cluster.address == "local":
+    if not joins_cluster(config.cluster):
         check_processors(config)
         check_gpus(config)
+
+
+def joins_cluster(cluster: ClusterConfig) -> bool:
+    """Whether the run joins a Ray cluster that is there already; otherwise it starts Ray on this machine."""
+    return cluster.address != "local" and (cluster.address != "auto" or bool(os.environ.get("RAY_ADDRESS")))
 
 
 def check_processors(config: Config) -> None:
@@ -67,7 +72,7 @@ def check_gpus(config: Config) -> None:
             "rollout.num_workers, rollout.tensor_parallel_size, learner.num_ranks",
             given=f"{for_rollout} GPUs for rollout and {for_learner} for the learner",
             expected=f"at most the {available} GPUs of this machine",
-            fix="fewer workers or ranks, cluster.address=auto on a cluster, or device cpu with smaller settings",
+            fix="fewer workers or ranks, cluster.address=HOST:PORT of a cluster, or device cpu with smaller settings",
         )
 
 

@@ -40,7 +40,8 @@ class TaskConfig:
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)
     validation_size: int = key("Training problems held out for tuning.", 500)
     max_train_steps: int | None = key(
-        "Training chains with more calculation steps are left out (gsm8k_chains); null: all. Evaluation keeps all.", None
+        "Training chains with more calculation steps are left out (gsm8k_chains); null: all. Evaluation keeps all.",
+        None,
     )
     redraw: bool = key("Draw fresh numbers at each visit where the task can.", True)
 
@@ -161,7 +162,11 @@ class TrackerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    address: str = key("'local' starts Ray here; 'auto' joins the cluster of this process; or HOST:PORT.", "local")
+    address: str = key(
+        "'auto' joins the cluster of RAY_ADDRESS, as set in a Ray job, and without one starts Ray here; "
+        "'local' always starts Ray here; or HOST:PORT.",
+        "auto",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

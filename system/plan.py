@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.schedule import learning_rate_at
-from system.config_environment import model_folder
+from system.config_environment import joins_cluster, model_folder
 from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig
 from system.data.tasks import make_task
 
@@ -223,9 +223,10 @@ def _derivation_lines(config: Config) -> list[str]:
 
 def _placement_lines(config: Config) -> list[str]:
     actors = plan_actors(config)
-    where = {"local": "Ray on this machine", "auto": "the Ray cluster of this job"}
+    address = config.cluster.address
+    where = f"the Ray cluster of {'this job' if address == 'auto' else address}"
     lines = [
-        f"Placement on {where.get(config.cluster.address, config.cluster.address)}",
+        f"Placement on {where if joins_cluster(config.cluster) else 'Ray on this machine'}",
         f"  {'actor':<26}{'count':>5}  {'device':<6}{'CPUs':>6}{'GPUs':>6}  each",
     ]
     lines += [

@@ -18,9 +18,9 @@ from system.config import (
     to_dict,
 )
 from system.config_checks import ABOVE_ZERO, AT_LEAST, AT_MOST, FRACTIONS
-from system.config_environment import num_visible_gpus
+from system.config_environment import joins_cluster, num_visible_gpus
 from system.config_reference import config_keys, describe_type, nearest_key, reference_text
-from system.config_schema import Config
+from system.config_schema import ClusterConfig, Config
 from system.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -161,9 +161,21 @@ def test_visible_gpus_follow_the_environment(visible: str, number: int, monkeypa
 def test_loading_imports_neither_torch_nor_ray() -> None:
     program = (
         "import sys; import system.cli, system.plan; from system.config import load_config;"
-        "load_config(['configs/experiment/math_qwen2.5_3b_grpo.yaml']);"
+        "load_config(['configs/experiment/math_qwen2.5_3b_grpo.yaml'], ['cluster.address=head:6379']);"
         "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'wandb'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("address", "ray_address", "joins"),
+    [("auto", "", False), ("auto", "10.0.0.1:6379", True), ("local", "10.0.0.1:6379", False), ("head:6379", "", True)],
+)
+def test_auto_joins_the_cluster_of_a_job_and_starts_ray_elsewhere(
+    address: str, ray_address: str, joins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+
+    assert joins_cluster(ClusterConfig(address=address)) is joins

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.ray_actors import RewardActor, RolloutActor
 from learner.ray_actors import LearnerActor
+from system.config_environment import joins_cluster
 from system.config_schema import Config, LearnerConfig, RewardConfig, RolloutConfig
 from system.errors import ConfigError
 
@@ -48,7 +49,7 @@ def start_ray(config: Config) -> None:
     # Ray's uv hook would try to rebuild the environment on each worker
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if config.cluster.address == "local":
+    if not joins_cluster(config.cluster):
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="WARNING",
             num_cpus=os.cpu_count(),

@@ -56,7 +56,6 @@ def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], t
         "run.directory": tmp_path / "runs",
         "run.name": "job",
         "run.num_updates": 2,
-        "cluster.address": "auto",
         "rollout.num_workers": 2,
         "rollout.cpus_per_worker": 0.25,
     }
