@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.vllm_engine import EngineFailedError, EngineSettings, SampledTokens, VLLMEngine
+from actors.vllm_engine import EngineSettings, SampledTokens, VLLMEngine
 from system.config_schema import RolloutConfig
+from system.errors import EngineFailedError
 from system.records import (
     Completion,
     CompletionGroup,

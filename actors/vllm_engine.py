@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from system.errors import CredenceError, DeadlineError, WeightSyncError
+from system.errors import CredenceError, DeadlineError, EngineFailedError, WeightSyncError
 from system.records import FinishReason, Sampling, WeightGroupSpec, WeightsManifest
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ _CONTROL_SECONDS = 60.0  # pause, resume and the like: they wait for one engine 
 _SHUTDOWN_SECONDS = 5.0  # then the engine's processes are killed
 
 Result = TypeVar("Result")
-
-
-class EngineFailedError(CredenceError):
-    """The engine's processes died, or its weights are half updated; it must be replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

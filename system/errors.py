@@ -42,6 +42,10 @@ class WeightSyncError(CredenceError):
     """A receiver holds other weights than the learner published; names the receiver."""
 
 
+class EngineFailedError(CredenceError):
+    """The engine of a rollout worker is dead for good, or a weight update broke off in it; replace the worker."""
+
+
 class LearnerDiedError(CredenceError):
     """A learner rank died; the run ends and can be resumed from its last checkpoint."""
 

@@ -248,7 +248,11 @@ class Controller:
         pool = self._parts.rollout_pool
         while True:
             await pool.wait_for_shortage(self._config.rollout.num_workers)
-            member = await pool.start_worker()
+            try:
+                member = await pool.start_worker()
+            except WorkerDiedError as error:
+                _log.warning("%s; another one is started", error)
+                continue
             await self._parts.weight_sync.synchronise()
             _log.warning("%s has joined and serves", member.name)
 

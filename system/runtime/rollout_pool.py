@@ -18,10 +18,13 @@ from enum import Enum
 import ray
 from ray.exceptions import RayActorError
 
-from system.errors import CredenceError
+from system.errors import CredenceError, DeadlineError, EngineFailedError
 from system.records import CompletionGroup, Prompt, Sampling
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle
+
+# the process is gone, or it lives but its engine does not
+WORKER_FAILURES = (RayActorError, EngineFailedError)
 
 
 class WorkerState(Enum):
@@ -87,13 +90,17 @@ class RolloutPool:
         return sum(member.num_groups for member in self._members)
 
     async def start_worker(self) -> RolloutMember:
-        """Start one engine; it is JOINING until the next weight sync has checked it."""
+        """Start one engine; it is JOINING until the next weight sync has checked it. Raises WorkerDiedError."""
         name = f"rollout worker {next(self._names)}"
         member = RolloutMember(name=name, actor=self._create_actor(name))
         try:
             member.num_ranks = await within(
                 member.actor.start.remote(), who=name, what="start", seconds=self._start_seconds
             )
+        except (*WORKER_FAILURES, DeadlineError) as error:
+            self._kill_actor(member.actor)
+            self._count_loss(name, reason=str(error))
+            raise WorkerDiedError(f"{name} did not start: {error}") from error
         except BaseException:
             self._kill_actor(member.actor)
             raise
@@ -114,8 +121,7 @@ class RolloutPool:
         self._members.remove(member)
         member.died.set()
         self._kill_actor(member.actor)
-        self.num_removed += 1
-        self._last_reason = f"{member.name}: {reason}"
+        self._count_loss(member.name, reason=reason)
         self._wake_waiters()
 
     async def wait_for_members(self) -> tuple[RolloutMember, ...]:
@@ -149,7 +155,7 @@ class RolloutPool:
                 answer.cancel()
                 raise WorkerDiedError(f"{member.name} was removed while it generated group {group_id}")
             return answer.result()
-        except RayActorError as error:
+        except WORKER_FAILURES as error:
             self.remove(member, reason=str(error))
             raise WorkerDiedError(f"{member.name} died while it generated group {group_id}") from error
         finally:
@@ -167,6 +173,10 @@ class RolloutPool:
                 call.exception()  # read, so that asyncio does not warn about it
         for member in members:
             self._kill_actor(member.actor)
+
+    def _count_loss(self, name: str, *, reason: str) -> None:
+        self.num_removed += 1
+        self._last_reason = f"{name}: {reason}"
 
     async def _least_loaded(self) -> RolloutMember:
         while True:

@@ -24,14 +24,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ray.exceptions import RayActorError
 
 from system.config_schema import WeightSyncConfig
 from system.errors import DeadlineError, LearnerDiedError, WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
 from system.runtime.deadlines import within
 from system.runtime.learner_group import LearnerGroup
-from system.runtime.rollout_pool import RolloutMember, RolloutPool, WorkerState
+from system.runtime.rollout_pool import WORKER_FAILURES, RolloutMember, RolloutPool, WorkerState
 
 _log = logging.getLogger(__name__)
 
@@ -209,7 +208,7 @@ class WeightSync:
         call = getattr(member.actor, method).remote(*arguments)
         try:
             return await within(call, who=member.name, what=method, seconds=seconds)
-        except (RayActorError, DeadlineError) as error:
+        except (*WORKER_FAILURES, DeadlineError) as error:
             _log.warning("weight sync: %s; it is replaced", error)
             self._pool.remove(member, reason=str(error))
             raise

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from actors.rollout_worker import NO_POLICY_VERSION, RolloutWorker, group_seed
-from actors.vllm_engine import EngineFailedError
 from system.config_schema import RolloutConfig
+from system.errors import EngineFailedError
 from system.records import Prompt, Sampling
 
 

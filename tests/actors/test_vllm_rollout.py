@@ -21,10 +21,9 @@ import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from actors.rollout_worker import NO_POLICY_VERSION, RolloutWorker
-from actors.vllm_engine import EngineFailedError
 from learner.weight_sender import WeightSender
 from system.config_schema import RolloutConfig
-from system.errors import CredenceError, WeightSyncError
+from system.errors import CredenceError, EngineFailedError, WeightSyncError
 from system.records import Completion, CompletionGroup, Prompt, ReceiverStatus, Sampling, WeightGroupSpec
 from tests.actors.tiny_policies import (
     END,

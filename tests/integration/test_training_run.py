@@ -64,18 +64,24 @@ def test_resumed_run_writes_the_same_metrics_as_the_undisturbed_one(undisturbed:
     assert summary(copy)["ledger"] == summary(undisturbed)["ledger"]
 
 
-def test_two_workers_of_which_one_dies_give_the_same_metrics(undisturbed: Path, tmp_path: Path) -> None:
+def test_two_workers_one_losing_its_engine_and_one_dying_give_the_same_metrics(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     arguments = command(tmp_path, rollout__num_workers=2, rollout__cpus_per_worker=0.25)
     with started(arguments, log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
-        engines = [child for child in processes_of(process.pid) if "RolloutActor" in " ".join(child.cmdline())]
-        assert len(engines) == 2
-        engines[0].kill()
+        workers = [child for child in processes_of(process.pid) if "RolloutActor" in " ".join(child.cmdline())]
+        assert len(workers) == 2
+        [engine] = [child for child in workers[0].children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
+        engine.kill()
+        wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=2)
+        workers[1].kill()
         assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
 
     values = summary(tmp_path / "small")
     assert values["ledger_balanced"] is True
     assert values["ledger"]["trained"] == 32
+    assert metric_lines(tmp_path / "small")[-1]["metrics"]["rollout/num_restarts"] == 2
     disturbed_names = ("rollout/num_", "ledger/regenerated", "weight_sync/num_receivers")
     for line, expected in zip(metric_lines(tmp_path / "small"), metric_lines(undisturbed), strict=True):
         for name, value in expected["metrics"].items():

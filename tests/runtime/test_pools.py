@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
+from system.errors import EngineFailedError
 from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
 from system.runtime.reward_pool import RewardPool
 from system.runtime.rollout_pool import PoolExhaustedError, RolloutPool, WorkerDiedError, WorkerState
@@ -28,16 +29,19 @@ class Remote:
 
 @dataclass
 class FakeRollout:
-    """Generates when its gate opens; dies instead when told so."""
+    """Generates when its gate opens, or fails with `error`; `start_error` fails its start."""
 
     gate: asyncio.Event = field(default_factory=asyncio.Event)
-    dies: bool = False
+    error: Exception | None = None
+    start_error: Exception | None = None
     group_ids: list[int] = field(default_factory=list)
     is_killed: bool = False
 
     @property
     def start(self) -> Remote:
         async def call() -> int:
+            if self.start_error is not None:
+                raise self.start_error
             return 1
 
         return Remote(call)
@@ -47,8 +51,8 @@ class FakeRollout:
         async def call(prompt: Prompt, group_id: int, sampling: Sampling) -> CompletionGroup:
             self.group_ids.append(group_id)
             await self.gate.wait()
-            if self.dies:
-                raise RayActorError
+            if self.error is not None:
+                raise self.error
             return CompletionGroup(group_id=group_id, prompt=prompt, completions=())
 
         return Remote(call)
@@ -111,7 +115,7 @@ def test_groups_go_to_the_least_loaded_worker() -> None:
 
 def test_dead_worker_is_removed_and_its_group_handed_back() -> None:
     async def scenario() -> None:
-        actor = FakeRollout(dies=True)
+        actor = FakeRollout(error=RayActorError())
         actor.gate.set()
         pool = make_pool([actor])
         member = await pool.start_worker()
@@ -141,6 +145,36 @@ def test_removed_worker_hands_back_groups_that_are_still_running() -> None:
 
         with pytest.raises(WorkerDiedError, match="was removed"):
             await group
+
+    run(scenario)
+
+
+def test_worker_whose_engine_failed_is_removed_though_its_process_lives() -> None:
+    async def scenario() -> None:
+        actor = FakeRollout(error=EngineFailedError("the engine is gone"))
+        actor.gate.set()
+        pool = make_pool([actor])
+        pool.serve(await pool.start_worker())
+
+        with pytest.raises(WorkerDiedError, match="died while it generated group 3"):
+            await pool.generate(PROMPT, group_id=3, sampling=SAMPLING)
+
+        assert actor.is_killed
+
+    run(scenario)
+
+
+def test_worker_that_does_not_start_counts_as_lost() -> None:
+    async def scenario() -> None:
+        actor = FakeRollout(start_error=EngineFailedError("no such model"))
+        pool = make_pool([actor], max_restarts=0)
+
+        with pytest.raises(WorkerDiedError, match="rollout worker 0 did not start: no such model"):
+            await pool.start_worker()
+
+        assert actor.is_killed
+        with pytest.raises(PoolExhaustedError, match="no such model"):
+            await pool.wait_for_shortage(1)
 
     run(scenario)
 
