@@ -100,6 +100,10 @@ def time_generation(connection: Connection, config: Config) -> None:
         max_num_seqs=rollout.max_sequences,
         seed=config.run.seed,
         logprobs_mode="processed_logprobs",
+        enforce_eager=rollout.enforce_eager,
+        # as in actors/vllm_engine.py: on CPU vLLM dies of seeded requests whose prompt is cut into chunks
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=4096,
     )
     seconds, batches = [], []
     for step, prompts in enumerate(load_step_prompts(config)):
@@ -126,13 +130,14 @@ def time_generation(connection: Connection, config: Config) -> None:
             ]
         )
     connection.send((seconds, batches))
+    llm.llm_engine.engine_core.shutdown()  # without it this process would never end
 
 
 def time_training(connection: Connection, config: Config, batches: list[list[tuple[Prompt, IntArray]]]) -> None:
     """Child process: one plain PyTorch process on all cores makes the same updates; sends the seconds."""
     import torch
 
-    from learner.learner import _PackedInputs
+    from learner.learner import PackedInputs
     from learner.policy_model import load_policy_model
     from system.algorithms.policy_loss import clipped_surrogate
 
@@ -150,7 +155,7 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
         batch = packed(rows, tokens_per_microbatch=config.batch.tokens_per_microbatch)
         start = time.perf_counter()
         for micro_batch in batch.micro_batches[0]:
-            inputs = _PackedInputs(micro_batch, device=torch.device("cpu"))
+            inputs = PackedInputs(micro_batch, device=torch.device("cpu"))
             statistics = inputs.forward(model, temperature=1.0)
             loss = clipped_surrogate(
                 statistics.logprobs,

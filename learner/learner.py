@@ -139,7 +139,7 @@ class Learner:
         statistics: StepStatistics,
     ) -> Tensor:
         """This micro-batch's share of the global loss: sum_t w_t (surrogate_t + kl_t - entropy bonus_t)."""
-        inputs = _PackedInputs(micro_batch, device=self._engine.device)
+        inputs = PackedInputs(micro_batch, device=self._engine.device)
         current = inputs.forward(self._engine.module, temperature=self._temperature)
         policy_loss = clipped_surrogate(
             current.logprobs,
@@ -232,7 +232,7 @@ class Learner:
         )
 
 
-class _PackedInputs:
+class PackedInputs:
     """A micro-batch on the device; attributes without a note are over its M loss tokens."""
 
     def __init__(self, micro_batch: PackedMicroBatch, *, device: torch.device) -> None:
