@@ -14,7 +14,7 @@ from credence_process import ROOT, SMALL, metric_lines, processes_of, summary
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 RAY = str(Path(sys.executable).with_name("ray"))
-HEAD_PORT, DASHBOARD_PORT = 26379, 28265
+HEAD_PORT, DASHBOARD_PORT, AGENT_PORT = 26379, 28265, 28266
 
 
 @pytest.fixture
@@ -27,12 +27,14 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD_PORT}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    _ray(environment, "get-auth-token", "--generate")
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, capture_output=True, timeout=60, check=True)
     # in the foreground and in a session of its own, so that only this cluster is taken down again
     head = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
             *(f"--port={HEAD_PORT}", f"--dashboard-port={DASHBOARD_PORT}"),
+            # the default is taken where another Ray runs, and then no job is accepted
+            f"--dashboard-agent-listen-port={AGENT_PORT}",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -62,7 +64,7 @@ def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], t
     entrypoint = ["python", "-m", "system", "train", "configs/demo.yaml"]
     entrypoint += [f"{key}={value}" for key, value in keys.items()]
 
-    output = _ray(cluster, "job", "submit", "--working-dir", ".", "--", *entrypoint)
+    output = _submit(cluster, entrypoint)
 
     assert "succeeded" in output
     values = summary(tmp_path / "runs" / "job")
@@ -71,6 +73,21 @@ def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], t
     last = metric_lines(tmp_path / "runs" / "job")[-1]["metrics"]
     assert last["rollout/num_workers"] == 2
     assert last["weight_sync/num_receivers"] == 2
+
+
+def _submit(environment: dict[str, str], entrypoint: list[str]) -> str:
+    """Submit, again and again while the young cluster says that its job agent is not up yet."""
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint]
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 def _wait_for_port(port: int, *, head: "subprocess.Popen[bytes]") -> None:
@@ -82,11 +99,3 @@ def _wait_for_port(port: int, *, head: "subprocess.Popen[bytes]") -> None:
                 return
         time.sleep(0.2)
     raise AssertionError(f"nothing listens on port {port}")
-
-
-def _ray(environment: dict[str, str], *arguments: str) -> str:
-    completed = subprocess.run(
-        [RAY, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert completed.returncode == 0, f"{completed.stdout[-4000:]}\n{completed.stderr[-4000:]}"
-    return completed.stdout
