@@ -206,7 +206,7 @@ RUNTIME_METRICS = (
     MetricDefinition(name="staleness/max_versions", description="Largest staleness of the update.", reduction="max"),
     MetricDefinition(
         name="rollout/tokens_per_second",
-        description="Generated completion tokens over the time spent waiting for rollouts.",
+        description="Completion tokens of the batch over the time since the last weights were published.",
     ),
     MetricDefinition(name="rollout/num_workers", description="Rollout workers that serve.", reduction="last"),
     MetricDefinition(name="rollout/num_restarts", description="Rollout workers replaced so far.", reduction="last"),

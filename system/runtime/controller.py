@@ -94,7 +94,7 @@ class Controller:
         self._metrics = reporter.new_metrics()
         self._outstanding: dict[int, Prompt] = dict(resumed.outstanding) if resumed else {}
         self._rollout_tasks: set[asyncio.Task[None]] = set()
-        self._last_log_time = time.perf_counter()
+        self._last_log_time = self._published_time = time.perf_counter()
         self.outcome = Outcome(
             policy_version=resumed.policy_version if resumed else 0,
             completion_tokens=resumed.completion_tokens if resumed else 0,
@@ -120,6 +120,7 @@ class Controller:
                 if self.outcome.policy_version == 0:
                     self.outcome.before = await self._evaluate(is_final=True)
                     self._log(())
+                self._published_time = time.perf_counter()
                 for group_id, prompt in self._outstanding.items():
                     self._start_rollout(loops, group_id, prompt=prompt)
                 background.append(loops.create_task(self._prompt_loop(loops)))
@@ -191,11 +192,12 @@ class Controller:
         return self.outcome.policy_version >= self._config.run.num_updates
 
     async def _next_batch(self) -> list[ScoredGroup]:
-        start = time.perf_counter()
         with self._phase("rollout"):
             groups = await self._parts.buffer.next_batch()
+        # since the weights were published, not since this wait began: an evaluation overlaps with the next rollouts
+        seconds = time.perf_counter() - self._published_time
         num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
-        self._metrics.add("rollout/tokens_per_second", num_tokens / max(time.perf_counter() - start, 1e-9))
+        self._metrics.add("rollout/tokens_per_second", num_tokens / seconds)
         return groups
 
     async def _train_on(self, groups: list[ScoredGroup]) -> None:
@@ -230,6 +232,7 @@ class Controller:
         self._add_totals()
         # before the next step's groups are leased: a synchronous checkpoint so has nothing in flight
         self._state = self._run_state()
+        self._published_time = time.perf_counter()
         parts.buffer.version_published(result.policy_version)
 
     async def _synchronise(self) -> None:
