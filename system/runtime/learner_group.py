@@ -10,14 +10,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import ray
 from ray.exceptions import RayActorError
 
 from system.config_schema import AlgorithmConfig, LearnerConfig, ModelConfig
 from system.errors import LearnerDiedError
 from system.records import FloatArray, StepResult, TrainingBatch, WeightGroupSpec, WeightsManifest
 from system.runtime.deadlines import within
-from system.runtime.placement import ActorHandle
+from system.runtime.placement import ActorHandle, shut_down_actors
 
 
 class LearnerGroup:
@@ -82,14 +81,7 @@ class LearnerGroup:
 
     async def shutdown(self, *, seconds: float) -> None:
         """Ask for a clean exit, then kill whatever is left. Never raises on a dead rank."""
-        calls = [asyncio.wrap_future(actor.shutdown.remote().future()) for actor in self._actors]
-        await asyncio.wait(calls, timeout=seconds)
-        for call in calls:
-            call.cancel()
-            if call.done() and not call.cancelled():
-                call.exception()  # read, so that asyncio does not warn about it
-        for actor in self._actors:
-            ray.kill(actor)
+        await shut_down_actors(self._actors, seconds=seconds)
 
     async def _one(self, rank: int, method: str, *, seconds: float, **arguments: Any) -> Any:
         call = getattr(self._actors[rank], method).remote(**arguments)

@@ -5,7 +5,9 @@ Called by system/train.py and by the pools when they replace a worker.
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +88,18 @@ def check_cluster_holds(config: Config) -> None:
                 expected=f"at most the {available.get(kind, 0.0):g} {kind}s of the Ray cluster",
                 fix="fewer workers or ranks, fewer CPUs per worker, or a larger cluster",
             )
+
+
+async def shut_down_actors(actors: Sequence[ActorHandle], *, seconds: float) -> None:
+    """Let each actor's `shutdown` end its processes, then kill what is left. Never raises on a dead actor."""
+    calls = [asyncio.wrap_future(actor.shutdown.remote().future()) for actor in actors]
+    if calls:
+        await asyncio.wait(calls, timeout=seconds)
+    for call in calls:
+        if not call.cancel() and not call.cancelled():
+            call.exception()  # read, so that asyncio does not warn about it
+    for actor in actors:
+        ray.kill(actor)
 
 
 class Placement:

@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError
 from system.errors import CredenceError
 from system.records import CompletionGroup, ScoredGroup
 from system.runtime.deadlines import all_within, within
-from system.runtime.placement import ActorHandle
+from system.runtime.placement import ActorHandle, shut_down_actors
 
 _MAX_GROUPS_PER_CALL = 16
 _MAX_ATTEMPTS = 3
@@ -64,14 +64,7 @@ class RewardPool:
         """Let the workers close their verifier processes, then kill what is left."""
         for loop in self._loops:
             loop.cancel()
-        calls = [asyncio.wrap_future(actor.shutdown.remote().future()) for actor in self._actors]
-        if calls:
-            await asyncio.wait(calls, timeout=seconds)
-        for call in calls:
-            if not call.cancel() and not call.cancelled():
-                call.exception()  # read, so that asyncio does not warn about it
-        for actor in self._actors:
-            ray.kill(actor)
+        await shut_down_actors(self._actors, seconds=seconds)
 
     async def _worker_loop(self, index: int) -> None:
         while True:

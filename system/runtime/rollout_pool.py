@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError
 from system.errors import CredenceError, DeadlineError, EngineFailedError
 from system.records import CompletionGroup, Prompt, Sampling
 from system.runtime.deadlines import within
-from system.runtime.placement import ActorHandle
+from system.runtime.placement import ActorHandle, shut_down_actors
 
 # the process is gone, or it lives but its engine does not
 WORKER_FAILURES = (RayActorError, EngineFailedError)
@@ -165,14 +165,7 @@ class RolloutPool:
     async def shutdown(self, *, seconds: float) -> None:
         """Let every engine close its processes, then kill what is left. Never raises on a dead worker."""
         members, self._members = self._members, []
-        calls = [asyncio.wrap_future(member.actor.shutdown.remote().future()) for member in members]
-        if calls:
-            await asyncio.wait(calls, timeout=seconds)
-        for call in calls:
-            if not call.cancel() and not call.cancelled():
-                call.exception()  # read, so that asyncio does not warn about it
-        for member in members:
-            self._kill_actor(member.actor)
+        await shut_down_actors([member.actor for member in members], seconds=seconds)
 
     def _count_loss(self, name: str, *, reason: str) -> None:
         self.num_removed += 1
