@@ -52,3 +52,11 @@ class LearnerDiedError(CredenceError):
 
 class CheckpointError(CredenceError):
     """A checkpoint is missing, incomplete, or does not belong to this configuration."""
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error inside nested groups: one message instead of a tree of tracebacks."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

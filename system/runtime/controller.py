@@ -127,8 +127,6 @@ class Controller:
                 await self._train_loop()
                 for task in (*background, *self._rollout_tasks):
                     task.cancel()
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
         finally:
             self._parts.buffer.close()
         return self.outcome
@@ -323,14 +321,6 @@ class Controller:
         start = time.perf_counter()
         yield
         self._metrics.add(f"time/{name}_seconds", time.perf_counter() - start)
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error inside nested groups: one message instead of a tree of tracebacks."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _is_due(every_updates: int | None, policy_version: int) -> bool:

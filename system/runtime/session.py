@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from system.config_schema import Config
+from system.errors import first_error
 from system.runtime.placement import check_cluster_holds, start_ray
 
 
@@ -21,7 +22,8 @@ class TerminatedError(BaseException):
 def run_on_ray(config: Config, work: Callable[[], Coroutine[Any, Any, None]]) -> signal.Signals | None:
     """Run `work` to its end and return None, or the signal that stopped it.
 
-    SIGINT and SIGTERM cancel `work`, which takes its actors down; then Ray goes too.
+    SIGINT and SIGTERM cancel `work`, which takes its actors down; then Ray goes too. Of errors that came together
+    the first one is raised.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
@@ -29,6 +31,8 @@ def run_on_ray(config: Config, work: Callable[[], Coroutine[Any, Any, None]]) ->
         signal.signal(signal.SIGTERM, _raise_terminated)  # ray.init installs a handler of its own
         check_cluster_holds(config)
         return asyncio.run(_run(work))
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
     except KeyboardInterrupt:
         return signal.SIGINT
     except TerminatedError:
