@@ -51,7 +51,7 @@ _COUNTS = (
 class WarmstartSettings:
     out: str = "runs/warmstart"  # folder of the new policy; must not exist
     seed: int = 0
-    num_steps: int = 1300
+    num_steps: int = 2200
     batch_size: int = 32  # chains a step
     learning_rate: float = 3e-3
     final_learning_rate_fraction: float = 0.1  # end of the cosine, as a share of learning_rate
