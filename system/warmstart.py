@@ -63,7 +63,7 @@ class WarmstartSettings:
     intermediate_size: int = 384
     max_length: int = 512  # tokens of prompt and completion that the policy can hold
     validation_size: int = 500
-    evaluation_interval_steps: int = 200
+    evaluation_interval_steps: int = 400
     num_evaluation_problems: int = 300  # of the validation split, during training
     num_final_problems: int = 2000  # of each split, at the end
     max_new_tokens: int = 128
