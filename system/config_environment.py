@@ -6,13 +6,16 @@ Called by system/config_checks.py. Finds out without torch, Ray or a driver libr
 import json
 import os
 import re
+import struct
 from pathlib import Path
+from typing import Any
 
 from system.config_schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
 from system.errors import ConfigError
 
 POLICIES_DIR = Path(__file__).parent / "data" / "policies"
 _BUILTIN = "builtin:"
+_MAX_HEADER_BYTES = 100 * 2**20  # the limit of the format
 
 
 def builtin_policies() -> list[str]:
@@ -98,6 +101,7 @@ def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
             fix="remove it, or give model.path as a hub id",
         )
     description = _read_model_config(model.path, folder=folder)
+    _check_weights(model.path, folder=folder)
     positions = description.get("max_position_embeddings")
     needed = rollout.max_prompt_tokens + rollout.max_completion_tokens
     if isinstance(positions, int) and needed > positions:
@@ -107,6 +111,39 @@ def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
             expected=f"at most the {positions} positions of {model.path}",
             fix="lower rollout.max_completion_tokens, or take a model with more positions",
         )
+
+
+def _check_weights(path: str, *, folder: Path) -> None:
+    """The weights must be there and whole: an interrupted download or an LFS pointer is noticed here."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not list(folder.glob("pytorch_model*.bin")):
+        raise ConfigError(
+            "model.path", given=path, expected=f"weights (*.safetensors) in {folder}", fix="export or download it again"
+        )
+    for file in files:
+        try:
+            header = read_safetensors_header(file)
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise ConfigError(
+                "model.path", given=path, expected=f"readable weights in {file} ({error})", fix="download it again"
+            ) from error
+        with file.open("rb") as stream:
+            (header_bytes,) = struct.unpack("<Q", stream.read(8))
+        if file.stat().st_size < 8 + header_bytes + max(ends, default=0):
+            raise ConfigError(
+                "model.path", given=path, expected=f"whole weights, but {file} is cut off", fix="download it again"
+            )
+
+
+def read_safetensors_header(file: Path) -> dict[str, Any]:
+    """Tensor name -> dtype, shape and data offsets. Raises ValueError or struct.error for what is no such file."""
+    with file.open("rb") as stream:
+        (header_bytes,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(min(header_bytes, _MAX_HEADER_BYTES)))
+    if not isinstance(header, dict):
+        raise ValueError(f"the header is a {type(header).__name__}")
+    return header
 
 
 def _check_hub_id(model: ModelConfig) -> None:

@@ -4,14 +4,12 @@ Called by `credence train`, which prints it before it starts anything and stops 
 reading the embedded task and a local model's headers; imports neither torch nor Ray.
 """
 
-import json
 import math
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from learner.schedule import learning_rate_at
-from system.config_environment import joins_cluster, model_folder
+from system.config_environment import joins_cluster, model_folder, read_safetensors_header
 from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig
 from system.data.tasks import make_task
 
@@ -175,14 +173,9 @@ def learner_state_bytes(learner: LearnerConfig, *, num_parameters: int) -> int:
 
 def count_parameters(folder: Path) -> int | None:
     """Parameters in a model folder, from the headers of its safetensors files; None where there are none."""
-    files = sorted(folder.glob("*.safetensors"))
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            (header_bytes,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(header_bytes))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total if files else None
+    headers = [read_safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    shapes = [tensor["shape"] for header in headers for name, tensor in header.items() if name != "__metadata__"]
+    return sum(math.prod(shape) for shape in shapes) if headers else None
 
 
 def plan_text(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,11 +36,13 @@ MINIMAL_OVERRIDES = (
 
 @pytest.fixture
 def model_description(tmp_path: Path) -> Path:
-    """A folder with just the config.json of a small causal LM: enough for configuration checks, not to load."""
+    """A folder with the config.json of a small causal LM and one number: enough for configuration checks."""
     folder = tmp_path / "model"
     folder.mkdir()
     description = {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 256, "vocab_size": 32}
     (folder / "config.json").write_text(json.dumps(description), encoding="utf-8")
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     return folder
 
 

@@ -236,6 +236,36 @@ def test_a_model_that_is_no_causal_lm(model_description: Path, minimal_overrides
     _check_message(caught.value, r"model\.path: given '.*', expected a causal language model in .*BertModel.*")
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "readable weights in .*"),
+        (b"", "readable weights in .*"),
+        (None, r"weights \(\*\.safetensors\) in .*"),
+    ],
+    ids=["LFS pointer", "empty file", "no file"],
+)
+def test_a_model_without_whole_weights(
+    content: bytes | None, expected: str, model_description: Path, minimal_overrides: list[str]
+) -> None:
+    weights = model_description / "model.safetensors"
+    if content is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config([], minimal_overrides)
+    _check_message(caught.value, r"model\.path: given '.*', expected " + expected)
+
+
+def test_a_model_whose_weights_are_cut_off(model_description: Path, minimal_overrides: list[str]) -> None:
+    weights = model_description / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ConfigError) as caught:
+        load_config([], minimal_overrides)
+    _check_message(caught.value, r"model\.path: given '.*', expected whole weights, but .* is cut off.*")
+
+
 def test_resuming_something_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_resumed_config(tmp_path)
