@@ -98,7 +98,7 @@ def test_learner_that_dies_ends_the_run_with_a_message_that_names_it(tmp_path: P
         learners[1].kill()
         assert process.wait(60) == 2
 
-    assert re.search(r"learner rank [01] died during '\w+'.* credence train --resume", (tmp_path / "log").read_text())
+    assert re.search(r"learner rank [01] died during '\w+'.*credence train --resume", (tmp_path / "log").read_text())
     _require_gone(family)
 
 
