@@ -183,11 +183,13 @@ class Controller:
                 await self._save_checkpoint()
 
     def _is_last(self) -> bool:
+        if self.outcome.policy_version >= self._config.run.num_updates:
+            return True
         limit = self._config.run.max_seconds
         if limit is not None and self._elapsed_seconds() > limit:
             self.outcome.stopped_by = "max_seconds"
             return True
-        return self.outcome.policy_version >= self._config.run.num_updates
+        return False
 
     async def _next_batch(self) -> list[ScoredGroup]:
         with self._phase("rollout"):
