@@ -256,6 +256,14 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
         raise ConfigError(
             "algorithm.clip_low", given=1.0, expected="less than 1: ratios are never negative", fix="e.g. 0.2"
         )
+    for key in ("kl_coefficient", "entropy_coefficient"):
+        if algorithm.skip_zero_advantages and getattr(algorithm, key) > 0:
+            raise ConfigError(
+                "algorithm.skip_zero_advantages",
+                given=True,
+                expected=f"false with algorithm.{key}={getattr(algorithm, key):g}, whose gradient every completion has",
+                fix=f"algorithm.skip_zero_advantages=false, or algorithm.{key}=0",
+            )
 
 
 def check_learner(learner: LearnerConfig) -> None:

@@ -96,6 +96,11 @@ class AlgorithmConfig:
     kl_coefficient: float = key("Weight of the k3 KL to the frozen reference; 0 loads no reference.", 0.0)
     entropy_coefficient: float = key("Weight of an entropy bonus.", 0.0)
     loss_denominator: Literal["token_mean", "sequence_mean"] = key("Global denominator of the loss.", "token_mean")
+    skip_zero_advantages: bool = key(
+        "Leave completions without advantage out of the update: the same gradient in less time, where neither KL nor "
+        "entropy needs them. Learner metrics then speak of the others only.",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

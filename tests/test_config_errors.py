@@ -77,6 +77,11 @@ WRONG_RANGES = [
     wrong("algorithm.importance_cap=0.5", message=r"algorithm.importance_cap: given 0.5, expected at least 1. .*"),
     wrong("algorithm.kl_coefficient=-0.1", message=r"algorithm.kl_coefficient: given -0.1, expected at least 0. .*"),
     wrong("algorithm.clip_low=1", message=r"algorithm.clip_low: given 1.0, expected less than 1.*"),
+    wrong(
+        "algorithm.skip_zero_advantages=true",
+        "algorithm.kl_coefficient=0.01",
+        message=r"algorithm.skip_zero_advantages: given True, expected false with algorithm.kl_coefficient=0.01.*",
+    ),
     wrong("controller.max_staleness=-1", message=r"controller.max_staleness: given -1, expected at least 0. .*"),
     wrong("weight_sync.bucket_mib=0", message=r"weight_sync.bucket_mib: given 0, expected at least 1. .*"),
     wrong("checkpoint.every_updates=0", message=r"checkpoint.every_updates: given 0, expected at least 1. .*"),

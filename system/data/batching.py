@@ -11,7 +11,13 @@ import numpy as np
 from system.records import PackedMicroBatch, TrainingBatch, TrainingSample
 
 
-def pack_batch(samples: Sequence[TrainingSample], *, num_ranks: int, tokens_per_microbatch: int) -> TrainingBatch:
+def pack_batch(
+    samples: Sequence[TrainingSample],
+    *,
+    num_ranks: int,
+    tokens_per_microbatch: int,
+    skip_zero_advantages: bool = False,
+) -> TrainingBatch:
     """Packs all samples into `num_ranks` x m micro-batches of at most `tokens_per_microbatch` tokens.
 
     m is the smallest number for which longest-first packing fits, and the same for every rank, because
@@ -20,6 +26,9 @@ def pack_batch(samples: Sequence[TrainingSample], *, num_ranks: int, tokens_per_
     When too few samples are left to give every rank m micro-batches, a rank gets a copy of the shortest
     sample without loss tokens, which adds no gradient.
 
+    `skip_zero_advantages` leaves out samples whose advantages are all zero: without a KL or entropy term they add
+    nothing to the gradient. The denominators still count them, so the gradient is the same.
+
     Raises ValueError for fewer samples than ranks, a sample longer than the budget, arrays of unequal
     length, a loss on a sequence's first token (nothing predicts it), or a batch without any loss token.
     """
@@ -27,6 +36,9 @@ def pack_batch(samples: Sequence[TrainingSample], *, num_ranks: int, tokens_per_
     num_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
     if num_loss_tokens == 0:
         raise ValueError(f"none of the {len(samples)} samples has a loss token: there is nothing to train on")
+    num_sequences = sum(bool(sample.loss_mask.any()) for sample in samples)
+    if skip_zero_advantages:
+        samples = _with_advantages(samples, at_least=num_ranks)
     lengths = [len(sample.token_ids) for sample in samples]
     bins = _fill_bins(lengths, num_ranks=num_ranks, capacity=tokens_per_microbatch)
     shortest = min(range(len(lengths)), key=lambda index: (lengths[index], index))
@@ -40,8 +52,19 @@ def pack_batch(samples: Sequence[TrainingSample], *, num_ranks: int, tokens_per_
             for rank in ranks
         ),
         num_loss_tokens=num_loss_tokens,
-        num_sequences=sum(bool(sample.loss_mask.any()) for sample in samples),
+        num_sequences=num_sequences,
     )
+
+
+def _with_advantages(samples: Sequence[TrainingSample], *, at_least: int) -> list[TrainingSample]:
+    """Samples with a non-zero advantage, in order; the shortest others join while there are fewer than `at_least`."""
+    kept = {index for index, sample in enumerate(samples) if sample.advantages.any()}
+    shortest_first = sorted(range(len(samples)), key=lambda index: (len(samples[index].token_ids), index))
+    for index in shortest_first:
+        if len(kept) >= at_least:
+            break
+        kept.add(index)
+    return [samples[index] for index in sorted(kept)]
 
 
 def _check_samples(samples: Sequence[TrainingSample], *, num_ranks: int, tokens_per_microbatch: int) -> None:

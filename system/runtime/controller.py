@@ -217,6 +217,7 @@ class Controller:
                 [sample for item in scored for sample in item.samples],
                 num_ranks=self._config.learner.num_ranks,
                 tokens_per_microbatch=self._config.batch.tokens_per_microbatch,
+                skip_zero_advantages=algorithm.skip_zero_advantages,
             )
             add_group_metrics(self._metrics, scored, policy_version=self.outcome.policy_version)
             add_batch_metrics(self._metrics, batch, num_groups=len(groups))

@@ -94,3 +94,19 @@ def test_sequences_without_loss_tokens_do_not_count() -> None:
 def test_bad_batches_are_refused(samples: list[TrainingSample], num_ranks: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack_batch(samples, num_ranks=num_ranks, tokens_per_microbatch=10)
+
+
+def test_samples_without_advantage_are_left_out_but_counted_in_the_denominators() -> None:
+    samples = [make_sample(4, group_id=index) for index in (0, 3, 0, 5)]  # the advantage is the group_id
+    batch = pack_batch(samples, num_ranks=1, tokens_per_microbatch=16, skip_zero_advantages=True)
+    (micro_batch,) = batch.micro_batches[0]
+    assert sorted(sequences_of(micro_batch)) == [(3, 4), (5, 4)]
+    assert batch.num_loss_tokens == 12
+    assert batch.num_sequences == 4
+
+
+def test_every_rank_has_work_when_nearly_all_advantages_are_zero() -> None:
+    samples = [make_sample(length) for length in (6, 3, 4)]
+    batch = pack_batch(samples, num_ranks=2, tokens_per_microbatch=16, skip_zero_advantages=True)
+    assert sorted(sequences_of(rank[0]) for rank in batch.micro_batches) == [[(0, 3)], [(0, 4)]]
+    assert batch.num_loss_tokens == 10

@@ -1,6 +1,7 @@
 """A learner rank's other promises: exact resume, exports that load elsewhere, canary, bf16, metrics."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,12 @@ def untied_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_model(tmp_path_factory.mktemp("untied"), tied=False)
 
 
-def step(learner: Learner, samples: list[TrainingSample], *, rank: int, num_ranks: int) -> StepResult:
-    batch = pack_batch(samples, num_ranks=num_ranks, tokens_per_microbatch=200)
+def step(
+    learner: Learner, samples: list[TrainingSample], *, rank: int, num_ranks: int, skip_zero_advantages: bool = False
+) -> StepResult:
+    batch = pack_batch(
+        samples, num_ranks=num_ranks, tokens_per_microbatch=200, skip_zero_advantages=skip_zero_advantages
+    )
     return learner.train_step(
         batch.micro_batches[rank], num_loss_tokens=batch.num_loss_tokens, num_sequences=batch.num_sequences
     )
@@ -214,3 +219,34 @@ def test_metrics_are_declared_and_tell_staleness_from_mismatch(tied_model: str) 
     assert metrics["learner/num_loss_tokens"] == sum(int(sample.loss_mask.sum()) for sample in samples)
     assert metrics["learner/num_tokens"] == sum(len(sample.token_ids) for sample in samples)
     assert metrics["learner/num_sequences"] == 16
+
+
+def train_twice(
+    rank: int,
+    num_ranks: int,
+    port: int,
+    config: LearnerConfig,
+    model_path: str,
+    samples: list[TrainingSample],
+    skip_zero_advantages: bool,
+) -> tuple[Weights, dict[str, float]]:
+    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    for _ in range(2):
+        result = step(learner, samples, rank=rank, num_ranks=num_ranks, skip_zero_advantages=skip_zero_advantages)
+    weights = weights_of(learner)
+    learner.shutdown()
+    return weights, values_of(result)
+
+
+def test_leaving_out_samples_without_advantage_changes_no_gradient(untied_model: str) -> None:
+    samples = [
+        replace(sample, advantages=sample.advantages * (index % 3 > 0))
+        for index, sample in enumerate(make_samples(untied_model))
+    ]
+    arguments = (learner_config(zero_stage=2, num_ranks=2), untied_model, samples)
+    weights, with_all = run_ranks(train_twice, *arguments, False, num_ranks=2)[0]
+    skipped_weights, skipped = run_ranks(train_twice, *arguments, True, num_ranks=2)[0]
+    assert skipped["learner/num_tokens"] < 0.8 * with_all["learner/num_tokens"]
+    assert skipped["learner/gradient_norm"] == pytest.approx(with_all["learner/gradient_norm"], rel=1e-4)
+    for name in weights:
+        np.testing.assert_allclose(skipped_weights[name], weights[name], atol=1e-6, err_msg=name)
