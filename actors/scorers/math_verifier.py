@@ -18,17 +18,10 @@ where the verifier did not get to know: a formula that takes too long to compare
 completions are left out of the group's statistics and are counted by reason.
 """
 
-from actors.scorers.sandbox import Sandbox, Verdict
-from system.interfaces import AnswerKind, Task
+from actors.scorers.answers import Answer, read_answer, start_answer_sandbox
+from actors.scorers.sandbox import Verdict
+from system.interfaces import Task
 from system.records import CompletionGroup, RewardTerm
-
-MAX_ANSWER_CHARACTERS = 2_000
-
-# By name: only the children import these, so that sympy is not loaded in a reward worker.
-_CHECKS: dict[AnswerKind, str] = {
-    "math": "actors.scorers.math_check:check_math",
-    "rational": "actors.scorers.rational_check:check_rational",
-}
 
 
 class MathVerifier:
@@ -50,8 +43,8 @@ class MathVerifier:
 
     def __init__(self, task: Task, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int) -> None:
         self._task = task
-        self._sandbox = Sandbox(
-            _CHECKS[task.answer_kind],
+        self._sandbox = start_answer_sandbox(
+            task.answer_kind,
             num_processes=num_processes,
             timeout_seconds=timeout_seconds,
             memory_limit_mib=memory_limit_mib,
@@ -59,35 +52,25 @@ class MathVerifier:
 
     def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's check."""
-        # `#7` may be the beginning of `#72`; a \\boxed{...} that was closed is whole wherever the text ends
-        is_cut = [
-            self._task.answer_kind == "rational" and completion.finish_reason == "length"
+        answers = [
+            read_answer(completion.text, finish_reason=completion.finish_reason, task=self._task)
             for completion in group.completions
         ]
-        answers = [
-            None if cut else self._task.extract_answer(completion.text)
-            for completion, cut in zip(group.completions, is_cut, strict=True)
-        ]
         # dict, not set: the order of the checks, and with it who is blamed for a crash, must be reproducible.
-        distinct = list(dict.fromkeys(answer for answer in answers if answer and len(answer) <= MAX_ANSWER_CHARACTERS))
-        verdicts = self._sandbox.run([(answer, group.prompt.reference_answer) for answer in distinct])
+        distinct = list(dict.fromkeys(answer.text for answer in answers if answer.text is not None))
+        verdicts = self._sandbox.run([(text, group.prompt.reference_answer) for text in distinct])
         verdict_of = dict(zip(distinct, verdicts, strict=True))
-        return tuple(
-            self._term(answer, missing="truncated" if cut else "no_answer", verdict_of=verdict_of)
-            for answer, cut in zip(answers, is_cut, strict=True)
-        )
+        return tuple(self._term(answer, verdict_of=verdict_of) for answer in answers)
 
     def close(self) -> None:
         """End the child processes. Safe to call again."""
         self._sandbox.close()
 
-    def _term(self, answer: str | None, *, missing: str, verdict_of: dict[str, Verdict]) -> RewardTerm:
-        if not answer:
-            verdict = Verdict(status="ok", value=0.0, reason=missing, seconds=0.0)
-        elif len(answer) > MAX_ANSWER_CHARACTERS:
-            verdict = Verdict(status="ok", value=0.0, reason="answer_too_long", seconds=0.0)
+    def _term(self, answer: Answer, *, verdict_of: dict[str, Verdict]) -> RewardTerm:
+        if answer.text is None:
+            verdict = Verdict(status="ok", value=0.0, reason=answer.reason, seconds=0.0)
         else:
-            verdict = verdict_of[answer]
+            verdict = verdict_of[answer.text]
         return RewardTerm(
             scorer=self.name,
             value=verdict.value,

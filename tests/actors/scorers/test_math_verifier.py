@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.scorers.math_verifier import MAX_ANSWER_CHARACTERS, MathVerifier
+from actors.scorers.answers import MAX_ANSWER_CHARACTERS
+from actors.scorers.math_verifier import MathVerifier
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from tests.actors.scorers.answer_tasks import HashTask, group_of
 
