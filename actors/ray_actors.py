@@ -1,4 +1,4 @@
-"""Ray wrappers of the rollout and reward workers: placement and nothing else.
+"""Ray wrappers of the rollout workers, scoring replicas and reward workers: placement and nothing else.
 
 Heavy imports happen in `__init__`, inside the actor's own process. The classes are plain here;
 `system/runtime/placement.py` turns them into Ray actors with the resources that the config asks for.
@@ -6,10 +6,11 @@ Heavy imports happen in `__init__`, inside the actor's own process. The classes 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from system.config_environment import model_folder
-from system.config_schema import ModelConfig, RewardConfig, RolloutConfig, TaskConfig
+from system.config_schema import ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
 from system.records import (
     CompletionGroup,
     FloatArray,
@@ -56,6 +57,68 @@ class RolloutActor:
 
     async def shutdown(self) -> None:
         await self._worker.shutdown()
+
+
+class ScoringActor:
+    """One replica of the policy and the scorers that share it; one call at a time, in the order of the calls."""
+
+    def __init__(self, *, name: str, scorer: ScorerConfig, model: ModelConfig, rollout_temperature: float) -> None:
+        os.environ["OMP_NUM_THREADS"] = str(scorer.threads_per_worker)  # torch reads it once, at import
+        self._name = name
+        self._rollout_temperature = rollout_temperature
+        self._config = scorer
+        self._model_config = model
+
+    def start(self) -> int:
+        """Load the model; returns how many weight-group ranks it takes."""
+        from actors.reward_worker import RewardWorker
+        from actors.scorers.self_certainty import SelfCertaintyScorer
+        from actors.scoring_model import ScoringModel
+
+        model = self._model_config
+        self._model = ScoringModel(
+            name=self._name,
+            config=self._config,
+            model_path=str(model_folder(model.path) or model.path),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self._self_certainty = SelfCertaintyScorer(
+            self._model, temperature=self._config.temperature, rollout_temperature=self._rollout_temperature
+        )
+        self._worker = RewardWorker(scorers=(self._self_certainty,))
+        return self._model.num_ranks
+
+    def score(self, group: CompletionGroup) -> ScoredGroup:
+        return self._worker.score(group)
+
+    def take_logprob_difference(self) -> float | None:
+        return self._self_certainty.take_logprob_difference()
+
+    def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
+        self._model.join_weight_group(spec, first_rank=first_rank)
+
+    def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
+        return self._model.receive_weights(manifest)
+
+    def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        return self._model.canary_logprobs(token_ids)
+
+    def export_state(self) -> bytes:
+        return self._model.export_state()
+
+    def import_state(self, state: bytes) -> None:
+        self._model.import_state(state)
+
+    def save_state(self, directory: str) -> None:
+        self._model.save_state(directory)
+
+    def load_state(self, directory: str) -> None:
+        self._model.load_state(directory)
+
+    def shutdown(self) -> None:
+        self._worker.close()
+        self._model.close()
 
 
 class RewardActor:

@@ -138,7 +138,7 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
     import torch
 
     from learner.learner import PackedInputs
-    from learner.policy_model import load_policy_model
+    from system.policy_model import load_policy_model
     from system.algorithms.policy_loss import clipped_surrogate
 
     model = load_policy_model(

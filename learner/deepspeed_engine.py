@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learner.policy_model import PolicyModel
+from system.policy_model import PolicyModel
 from system.config_schema import LearnerConfig
 from system.errors import CheckpointError
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from learner.checkpoint import LearnerState, export_hf, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
-from learner.policy_model import PolicyModel, load_policy_model, sequence_statistics
+from system.policy_model import PolicyModel, load_policy_model, sequence_statistics
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepStatistics, step_metrics
 from system.algorithms.kl import k3_kl

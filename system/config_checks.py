@@ -5,10 +5,12 @@ ConfigError for the first mistake that it finds.
 """
 
 import re
+from dataclasses import fields
 from typing import Any
 
 from system.config_environment import check_environment
 from system.config_reference import config_keys
+from system.config_resources import reward_weights, uses_scoring_replicas
 from system.config_schema import (
     AlgorithmConfig,
     ClusterConfig,
@@ -18,8 +20,8 @@ from system.config_schema import (
     RewardConfig,
     RolloutConfig,
     RunConfig,
+    ScorerConfig,
     TaskConfig,
-    WeightSyncConfig,
 )
 from system.errors import ConfigError
 
@@ -44,7 +46,14 @@ AT_LEAST: dict[str, float] = {
     "reward.processes_per_worker": 1,
     "reward.memory_limit_mib": 128,  # below that the verifier's libraries cannot be loaded
     "reward.cpus_per_worker": 0,
-    "reward.verifier_weight": 0,
+    "scorer.num_workers": 1,
+    "scorer.lag_versions": 0,
+    "scorer.max_lag_versions": 0,
+    "scorer.tokens_per_pass": 1,
+    "scorer.threads_per_worker": 1,
+    "scorer.cpus_per_worker": 0,
+    "scorer.max_restarts": 0,
+    "guards.window_updates": 3,
     "algorithm.clip_high": 0,
     "algorithm.importance_cap": 1,  # a smaller cap would scale down samples that agree
     "algorithm.kl_coefficient": 0,
@@ -75,6 +84,10 @@ ABOVE_ZERO = (
     "rollout.group_timeout_seconds",
     "reward.timeout_seconds",
     "reward.group_timeout_seconds",
+    "scorer.temperature",
+    "scorer.gpus_per_worker",
+    "scorer.start_timeout_seconds",
+    "scorer.group_timeout_seconds",
     "learner.learning_rate",
     "learner.adam_epsilon",
     "learner.max_grad_norm",
@@ -84,7 +97,9 @@ ABOVE_ZERO = (
     "weight_sync.canary_tolerance_nats",
     "evaluation.temperature",
 )
-FRACTIONS = ("algorithm.clip_low", "learner.warmup_ratio", "learner.final_lr_ratio")
+FRACTIONS = ("scorer.ema_decay", "algorithm.clip_low", "learner.warmup_ratio", "learner.final_lr_ratio")
+# A reward may also be given a negative weight.
+ANY_NUMBER = ("reward.verifier_weight", "reward.self_certainty_weight", "reward.plurality_weight")
 AT_MOST: dict[str, float] = {
     "run.seed": 2**31 - 1,
     "rollout.top_p": 1,
@@ -103,9 +118,10 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     check_batch(config)
     check_rollout(config.rollout)
     check_reward(config.reward)
+    check_scorer(config)
     check_algorithm(config.algorithm)
     check_learner(config.learner)
-    check_weight_sync(config.weight_sync, rollout=config.rollout, learner=config.learner)
+    check_weight_sync(config)
     check_cluster(config.cluster)
     if check_devices:
         check_environment(config)
@@ -235,12 +251,13 @@ def check_rollout(rollout: RolloutConfig) -> None:
 
 
 def check_reward(reward: RewardConfig) -> None:
-    if reward.verifier_weight == 0:
+    weights = reward_weights(reward)
+    if not any(weights.values()):
         raise ConfigError(
-            "reward.verifier_weight",
-            given=reward.verifier_weight,
-            expected="a weight above 0, as the verifier is the only reward",
-            fix="reward.verifier_weight=1.0",
+            ", ".join(f"reward.{scorer}_weight" for scorer in weights),
+            given=", ".join(f"{weight:g}" for weight in weights.values()),
+            expected="at least one weight other than 0, or nothing is rewarded",
+            fix="reward.verifier_weight=1.0, or reward.self_certainty_weight=1.0",
         )
     if reward.timeout_seconds >= reward.group_timeout_seconds:
         raise ConfigError(
@@ -249,6 +266,54 @@ def check_reward(reward: RewardConfig) -> None:
             expected=f"less than reward.group_timeout_seconds={reward.group_timeout_seconds:g}",
             fix="lower it, or raise reward.group_timeout_seconds",
         )
+
+
+def check_scorer(config: Config) -> None:
+    scorer = config.scorer
+    if not uses_scoring_replicas(config.reward):
+        _refuse_unused(scorer)
+        return
+    if (scorer.mode == "lagged") != (scorer.lag_versions > 0):
+        raise ConfigError(
+            "scorer.lag_versions",
+            given=scorer.lag_versions,
+            expected="at least 1 with scorer.mode=lagged, and 0 in every other mode",
+            fix="e.g. scorer.mode=lagged scorer.lag_versions=4",
+        )
+    if scorer.max_lag_versions is not None and scorer.mode == "offline":
+        raise ConfigError(
+            "scorer.max_lag_versions",
+            given=scorer.max_lag_versions,
+            expected="null with scorer.mode=offline, whose weights are never updated",
+            fix="scorer.max_lag_versions=null",
+        )
+    if scorer.max_lag_versions is not None and scorer.max_lag_versions < scorer.lag_versions:
+        raise ConfigError(
+            "scorer.max_lag_versions",
+            given=scorer.max_lag_versions,
+            expected=f"at least scorer.lag_versions={scorer.lag_versions}",
+            fix="raise it, or null",
+        )
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+    if scorer.tokens_per_pass < longest:
+        raise ConfigError(
+            "scorer.tokens_per_pass",
+            given=scorer.tokens_per_pass,
+            expected=f"at least {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens, one sequence",
+            fix=f"scorer.tokens_per_pass={longest}",
+        )
+
+
+def _refuse_unused(scorer: ScorerConfig) -> None:
+    for field in fields(scorer):
+        value = getattr(scorer, field.name)
+        if value != field.default:
+            raise ConfigError(
+                f"scorer.{field.name}",
+                given=value,
+                expected=f"the default {field.default!r}, as no reward uses scoring replicas",
+                fix=f"reward.self_certainty_weight=0 monitors it; or remove scorer.{field.name}",
+            )
 
 
 def check_algorithm(algorithm: AlgorithmConfig) -> None:
@@ -298,23 +363,28 @@ def check_learner(learner: LearnerConfig) -> None:
         )
 
 
-def check_weight_sync(weight_sync: WeightSyncConfig, *, rollout: RolloutConfig, learner: LearnerConfig) -> None:
-    devices = {rollout.device, learner.device}
-    if weight_sync.backend == "nccl" and devices != {"cuda"}:
+def check_weight_sync(config: Config) -> None:
+    weight_sync = config.weight_sync
+    ends: dict[str, LearnerConfig | RolloutConfig | ScorerConfig] = {"rollout": config.rollout}
+    if uses_scoring_replicas(config.reward):
+        ends["scorer"] = config.scorer
+    ends["learner"] = config.learner
+    if weight_sync.backend == "nccl" and any(end.device != "cuda" for end in ends.values()):
+        devices = " and ".join(f"{section}.device={end.device}" for section, end in ends.items())
         raise ConfigError(
             "weight_sync.backend",
             given="nccl",
-            expected=f"gloo, as rollout.device={rollout.device} and learner.device={learner.device} are not both cuda",
+            expected=f"gloo, as {devices} are not all cuda",
             fix="weight_sync.backend=gloo",
         )
-    if (
-        "bfloat16" in (rollout.dtype, learner.dtype)
-        and weight_sync.canary_tolerance_nats < _SMALLEST_BFLOAT16_TOLERANCE
-    ):
+    is_coarse = any(end.dtype == "bfloat16" for end in ends.values())
+    if is_coarse and weight_sync.canary_tolerance_nats < _SMALLEST_BFLOAT16_TOLERANCE:
         raise ConfigError(
             "weight_sync.canary_tolerance_nats",
             given=weight_sync.canary_tolerance_nats,
-            expected=f"at least {_SMALLEST_BFLOAT16_TOLERANCE} when rollout.dtype or learner.dtype is bfloat16",
+            expected=f"at least {_SMALLEST_BFLOAT16_TOLERANCE} when any of "
+            + ", ".join(f"{section}.dtype" for section in ends)
+            + " is bfloat16",
             fix="e.g. weight_sync.canary_tolerance_nats=0.25",
         )
 

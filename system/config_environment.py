@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from system.config_resources import actor_needs
 from system.config_schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
 from system.errors import ConfigError
 
@@ -49,31 +50,27 @@ def joins_cluster(cluster: ClusterConfig) -> bool:
 
 
 def check_processors(config: Config) -> None:
-    rollout, learner, reward = config.rollout, config.learner, config.reward
-    wanted = (
-        rollout.num_workers * rollout.cpus_per_worker
-        + learner.num_ranks * learner.cpus_per_rank
-        + reward.num_workers * reward.cpus_per_worker
-    )
+    needs = actor_needs(config).values()
+    wanted = sum(need.count * need.cpus for need in needs)
     available = os.cpu_count() or 1
     if wanted > available:
         raise ConfigError(
-            "rollout.num_workers, learner.num_ranks, reward.num_workers",
+            ", ".join(need.count_key for need in needs),
             given=f"actors that reserve {wanted:g} CPUs",
             expected=f"at most the {available} CPUs of this machine",
-            fix="fewer workers or ranks, or smaller cpus_per_worker (rollout, reward) and learner.cpus_per_rank",
+            fix="fewer workers or ranks, or smaller cpus_per_worker and learner.cpus_per_rank",
         )
 
 
 def check_gpus(config: Config) -> None:
-    rollout, learner = config.rollout, config.learner
-    for_rollout = rollout.num_workers * rollout.tensor_parallel_size if rollout.device == "cuda" else 0
-    for_learner = learner.num_ranks if learner.device == "cuda" else 0
+    needs = [need for need in actor_needs(config).values() if need.gpus > 0]
+    wanted = sum(need.count * need.gpus for need in needs)
     available = num_visible_gpus()
-    if for_rollout + for_learner > available:
+    if wanted > available:
+        by_kind = " and ".join(f"{need.count * need.gpus:g} for {need.kind}s" for need in needs)
         raise ConfigError(
-            "rollout.num_workers, rollout.tensor_parallel_size, learner.num_ranks",
-            given=f"{for_rollout} GPUs for rollout and {for_learner} for the learner",
+            ", ".join(need.count_key for need in needs),
+            given=f"{wanted:g} GPUs ({by_kind})",
             expected=f"at most the {available} GPUs of this machine",
             fix="fewer workers or ranks, cluster.address=HOST:PORT of a cluster, or device cpu with smaller settings",
         )

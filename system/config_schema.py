@@ -83,6 +83,51 @@ class RewardConfig:
     cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.25)
     group_timeout_seconds: float = key("Deadline for scoring one group.", 120.0)
     verifier_weight: float = key("Weight of the verifier's term; 0 only monitors.", 1.0)
+    self_certainty_weight: float | None = key(
+        "Weight of the policy's self-certainty (needs scoring replicas); 0 only monitors, null: not computed.", None
+    )
+    plurality_weight: float | None = key(
+        "Weight of agreement with the group's most frequent answer (GRPO-PV); 0 only monitors, null: not computed.",
+        None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerConfig:
+    num_workers: int = key("Scoring replicas of the policy; started only when a reward needs them.", 1)
+    mode: Literal["online", "lagged", "ema", "offline"] = key(
+        "Weights that score: online the newest, lagged those of lag_versions ago, ema their moving average, "
+        "offline model.path as it is.",
+        "online",
+    )
+    lag_versions: int = key("How many policy versions a lagged scorer stays behind; 0 in the other modes.", 0)
+    ema_decay: float = key("Share of the old average that each update keeps (ema).", 0.99)
+    max_lag_versions: int | None = key(
+        "A score from weights further behind the policy that is trained is computed again; "
+        "null: controller.max_staleness + lag_versions.",
+        None,
+    )
+    temperature: float = key("Logits are divided by this before self-certainty is taken.", 1.0)
+    mask_padded_vocab: bool = key(
+        "Self-certainty leaves out rows of the LM head that are no tokens (off: as the published Intuitor code).", True
+    )
+    tokens_per_pass: int = key("Upper bound of packed tokens in one forward pass of a replica.", 16384)
+    device: Device = key("Where the replicas run.", "cpu")
+    dtype: Precision = key("Precision of a replica's forward pass.", "float32")
+    threads_per_worker: int = key("CPU threads of one replica.", 1)
+    cpus_per_worker: float = key("Ray CPUs reserved for one replica.", 0.5)
+    gpus_per_worker: float = key("Ray GPUs reserved for one replica on cuda; below 1 shares a GPU.", 1.0)
+    start_timeout_seconds: float = key("Deadline for a replica to start.", 300.0)
+    group_timeout_seconds: float = key("Deadline for scoring one group.", 300.0)
+    max_restarts: int = key("Dead replicas replaced in one run before it ends.", 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardsConfig:
+    action: Literal["warn", "stop"] = key(
+        "When a sign of reward hacking appears: alert and go on, or alert, save a checkpoint and end the run.", "warn"
+    )
+    window_updates: int = key("Updates in each of the two windows that are compared.", 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +227,8 @@ class Config:
     batch: BatchConfig
     rollout: RolloutConfig
     reward: RewardConfig = RewardConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    guards: GuardsConfig = GuardsConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     learner: LearnerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()

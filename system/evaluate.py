@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 from collections.abc import Sequence
 
@@ -13,8 +12,9 @@ from system.config_schema import Config
 from system.data.tasks import make_task
 from system.runtime.evaluator import EvaluationResult
 from system.runtime.placement import Placement
+from system.runtime.pools import make_pools
 from system.runtime.session import run_on_ray
-from system.train import load_tokenizer, make_evaluator, make_pools
+from system.train import load_tokenizer, make_evaluator
 
 _SHUTDOWN_SECONDS = 5.0
 
@@ -37,18 +37,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _evaluate(config: Config) -> None:
-    rollouts, rewards = make_pools(config, placement=Placement(config=config))
+    pools = make_pools(config, placement=Placement(config=config), has_learner=False)
     try:
-        async with asyncio.TaskGroup() as starts:
-            starts.create_task(rewards.start())
-            members = [starts.create_task(rollouts.start_worker()) for _ in range(config.rollout.num_workers)]
-        for member in members:
-            rollouts.serve(member.result())
+        await pools.start(config)
         task, tokenizer = make_task(config.task), load_tokenizer(config)
-        evaluator = make_evaluator(config, task=task, tokenizer=tokenizer, rollouts=rollouts, rewards=rewards)
+        evaluator = make_evaluator(config, task=task, tokenizer=tokenizer, pools=pools)
         print(as_json(await evaluator.evaluate(policy_version=NO_POLICY_VERSION, is_final=True), config=config))
     finally:
-        await asyncio.gather(rollouts.shutdown(seconds=_SHUTDOWN_SECONDS), rewards.shutdown(seconds=_SHUTDOWN_SECONDS))
+        await pools.shutdown(seconds=_SHUTDOWN_SECONDS)
 
 
 def as_json(result: EvaluationResult, *, config: Config) -> str:

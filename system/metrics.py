@@ -122,7 +122,7 @@ class _Running:
         return {"sum": self.total, "max": self.largest, "last": self.last}[self.reduction]
 
 
-PHASES = ("rollout", "batch", "train", "weight_sync", "evaluate", "checkpoint")
+PHASES = ("rollout", "score", "batch", "train", "weight_sync", "evaluate", "checkpoint")
 
 
 def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[MetricDefinition, ...]:
@@ -201,6 +201,28 @@ WEIGHT_SYNC_METRICS = (
     ),
 )
 
+SCORER_METRICS = (
+    MetricDefinition(
+        name="scorer/lag_mean_versions", description="Versions between the scorers' weights and the trained policy."
+    ),
+    MetricDefinition(
+        name="scorer/lag_max_versions", description="Largest lag of a score of the update.", reduction="max"
+    ),
+    MetricDefinition(
+        name="scorer/logprob_max_abs_diff_nats",
+        description="Largest difference between the scorers' and the engines' log-probabilities of the same tokens.",
+        reduction="max",
+    ),
+    *_defined(
+        "last",
+        {
+            "scorer/num_workers": "Scoring replicas that serve.",
+            "scorer/num_restarts": "Scoring replicas replaced so far.",
+            "scorer/num_scored_again": "Groups scored again because their scores were too old, so far.",
+        },
+    ),
+)
+
 RUNTIME_METRICS = (
     MetricDefinition(name="staleness/mean_versions", description="Versions between sampling and training, per group."),
     MetricDefinition(name="staleness/max_versions", description="Largest staleness of the update.", reduction="max"),
@@ -269,6 +291,7 @@ SYSTEM_METRICS = (
     *REWARD_METRICS,
     *BATCH_METRICS,
     *WEIGHT_SYNC_METRICS,
+    *SCORER_METRICS,
     *RUNTIME_METRICS,
     *TRACKER_METRICS,
     *EVALUATION_METRICS,

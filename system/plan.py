@@ -10,7 +10,8 @@ from pathlib import Path
 
 from learner.schedule import learning_rate_at
 from system.config_environment import joins_cluster, model_folder, read_safetensors_header
-from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig
+from system.config_resources import ActorKind, actor_needs, reward_weights, uses_scoring_replicas
+from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig, ScorerConfig
 from system.data.tasks import make_task
 
 _BYTES_OF = {"float32": 4, "bfloat16": 2}
@@ -38,18 +39,6 @@ class RunPlan:
     num_evaluations: int
     evaluation_completions: int  # greedy and sampled, all evaluations together
     num_checkpoints: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorPlan:
-    """One kind of actor."""
-
-    kind: str
-    count: int
-    device: str
-    cpus_each: float
-    gpus_each: int
-    note: str
 
 
 def plan_batch(batch: BatchConfig, *, max_sequence_tokens: int, num_ranks: int) -> BatchPlan:
@@ -110,39 +99,31 @@ def _schedule_points(learner: LearnerConfig, *, num_updates: int) -> tuple[tuple
     )
 
 
-def plan_actors(config: Config) -> tuple[ActorPlan, ...]:
-    """Every kind of actor that the run starts; the controller itself runs in the driver process."""
-    rollout, learner, reward = config.rollout, config.learner, config.reward
-    is_gpu = rollout.device == "cuda"
+def actor_notes(config: Config) -> dict[ActorKind, str]:
+    """What one actor of each kind holds; the controller itself runs in the driver process."""
+    rollout, scorer, learner, reward = config.rollout, config.scorer, config.learner, config.reward
     cache = (
-        f"{rollout.gpu_memory_utilization:.0%} of GPU memory" if is_gpu else f"{rollout.kv_cache_gib:g} GiB KV cache"
+        f"{rollout.gpu_memory_utilization:.0%} of GPU memory"
+        if rollout.device == "cuda"
+        else f"{rollout.kv_cache_gib:g} GiB KV cache"
     )
-    return (
-        ActorPlan(
-            kind="rollout worker (vLLM)",
-            count=rollout.num_workers,
-            device=rollout.device,
-            cpus_each=rollout.cpus_per_worker,
-            gpus_each=rollout.tensor_parallel_size if is_gpu else 0,
-            note=f"{rollout.dtype}, {cache}, {rollout.max_sequences} sequences at a time",
-        ),
-        ActorPlan(
-            kind="learner rank (DeepSpeed)",
-            count=learner.num_ranks,
-            device=learner.device,
-            cpus_each=learner.cpus_per_rank,
-            gpus_each=1 if learner.device == "cuda" else 0,
-            note=f"{learner.dtype}, ZeRO {learner.zero_stage}, {learner.backend}{_learner_memory(config)}",
-        ),
-        ActorPlan(
-            kind="reward worker (verifier)",
-            count=reward.num_workers,
-            device="cpu",
-            cpus_each=reward.cpus_per_worker,
-            gpus_each=0,
-            note=f"{reward.processes_per_worker} child processes of at most {reward.memory_limit_mib} MiB",
-        ),
-    )
+    return {
+        "rollout worker": f"vLLM, {rollout.dtype}, {cache}, {rollout.max_sequences} sequences at a time",
+        "scoring replica": f"{scorer.dtype}, {_scoring_weights(scorer)}, {scorer.tokens_per_pass:,} tokens in one pass",
+        "learner rank": f"DeepSpeed, {learner.dtype}, ZeRO {learner.zero_stage}, {learner.backend}"
+        + _learner_memory(config),
+        "reward worker": f"{', '.join(scorer for scorer in reward_weights(reward) if scorer != 'self_certainty')}; "
+        f"{reward.processes_per_worker} child processes of at most {reward.memory_limit_mib} MiB",
+    }
+
+
+def _scoring_weights(scorer: ScorerConfig) -> str:
+    return {
+        "online": "newest weights",
+        "lagged": f"weights of {scorer.lag_versions} versions ago",
+        "ema": f"moving average of the weights (decay {scorer.ema_decay:g})",
+        "offline": "weights of model.path",
+    }[scorer.mode]
 
 
 def _learner_memory(config: Config) -> str:
@@ -215,22 +196,34 @@ def _derivation_lines(config: Config) -> list[str]:
 
 
 def _placement_lines(config: Config) -> list[str]:
-    actors = plan_actors(config)
+    needs, notes = actor_needs(config).values(), actor_notes(config)
     address = config.cluster.address
     where = f"the Ray cluster of {'this job' if address == 'auto' else address}"
     lines = [
         f"Placement on {where if joins_cluster(config.cluster) else 'Ray on this machine'}",
-        f"  {'actor':<26}{'count':>5}  {'device':<6}{'CPUs':>6}{'GPUs':>6}  each",
+        f"  {'actor':<18}{'count':>5}  {'device':<6}{'CPUs':>6}{'GPUs':>6}  each",
     ]
     lines += [
-        f"  {actor.kind:<26}{actor.count:>5}  {actor.device:<6}{actor.cpus_each:>6g}{actor.gpus_each:>6}  {actor.note}"
-        for actor in actors
+        f"  {need.kind:<18}{need.count:>5}  {need.device:<6}{need.cpus:>6g}{need.gpus:>6g}  {notes[need.kind]}"
+        for need in needs
     ]
-    cpus = sum(actor.count * actor.cpus_each for actor in actors)
-    gpus = sum(actor.count * actor.gpus_each for actor in actors)
-    lines.append(f"  {'total':<26}{sum(actor.count for actor in actors):>5}  {'':<6}{cpus:>6g}{gpus:>6}")
+    cpus = sum(need.count * need.cpus for need in needs)
+    gpus = sum(need.count * need.gpus for need in needs)
+    lines.append(f"  {'total':<18}{sum(need.count for need in needs):>5}  {'':<6}{cpus:>6g}{gpus:>6g}")
     lines.append(
-        f"  weights: learner rank 0 broadcasts to {config.rollout.num_workers} rollout workers by"
+        f"  weights: learner rank 0 broadcasts to {_receivers(config)} by"
         f" {config.weight_sync.backend} in buckets of {config.weight_sync.bucket_mib} MiB"
     )
+    weights = ", ".join(
+        f"{weight:g} x {scorer}" if weight else f"{scorer} (monitored)"
+        for scorer, weight in reward_weights(config.reward).items()
+    )
+    lines.append(f"  reward: {weights}")
     return lines
+
+
+def _receivers(config: Config) -> str:
+    rollouts = f"{config.rollout.num_workers} rollout workers"
+    if not uses_scoring_replicas(config.reward) or config.scorer.mode == "offline":
+        return rollouts
+    return f"{rollouts} and {config.scorer.num_workers} scoring replicas"

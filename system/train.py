@@ -18,22 +18,28 @@ from typing import TYPE_CHECKING
 from learner.step_statistics import LEARNER_METRICS
 from system.config import dump_yaml, to_dict
 from system.config_environment import model_folder
+from system.config_resources import reward_weights
 from system.config_schema import Config
 from system.data.prompts import PromptCursor, PromptSource, evaluation_prompts
 from system.data.tasks import make_task
 from system.metrics import SYSTEM_METRICS, MetricTable
-from system.runtime.checkpoint import CheckpointStore, RunState, learner_directory, load_run_state
+from system.runtime.checkpoint import (
+    CheckpointStore,
+    RunState,
+    learner_directory,
+    load_run_state,
+    scorer_directory,
+)
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
 from system.runtime.placement import Placement
+from system.runtime.pools import Pools, make_pools
 from system.runtime.progress import Progress
 from system.runtime.recorder import Recorder
 from system.runtime.reporter import Reporter
-from system.runtime.reward_pool import RewardPool
-from system.runtime.rollout_pool import RolloutPool
 from system.runtime.session import run_on_ray
 from system.runtime.summary import write_summary
 from system.runtime.tracker import Tracker
@@ -141,20 +147,20 @@ async def _train_with_actors(
         config=config.learner,
         transfer_seconds=config.weight_sync.timeout_seconds,
     )
-    rollout_pool, reward_pool = make_pools(config, placement=placement)
+    pools = make_pools(config, placement=placement)
     try:
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
             starts.create_task(_start_learner(learner_group, config=config, checkpoint=folder.resumed_from))
-            starts.create_task(reward_pool.start())
-            for _ in range(config.rollout.num_workers):
-                starts.create_task(rollout_pool.start_worker())
-        parts = _connect(config, folder, learner_group=learner_group, rollouts=rollout_pool, rewards=reward_pool)
+            starts.create_task(pools.start(config))
+        if pools.scoring is not None and folder.resumed_from is not None:
+            await pools.scoring.load_state(scorer_directory(folder.resumed_from))
+        parts = _connect(config, folder, learner_group=learner_group, pools=pools)
         controller = Controller(
             config=config,
             parts=parts,
             reporter=reporter,
-            reward_weights={"verifier": config.reward.verifier_weight},
+            reward_weights=reward_weights(config.reward),
             resumed=folder.resumed,
             elapsed_seconds=elapsed_seconds,
         )
@@ -164,27 +170,8 @@ async def _train_with_actors(
     finally:
         reporter.enter_phase("shutdown")
         await asyncio.gather(
-            learner_group.shutdown(seconds=_SHUTDOWN_SECONDS),
-            rollout_pool.shutdown(seconds=_SHUTDOWN_SECONDS),
-            reward_pool.shutdown(seconds=_SHUTDOWN_SECONDS),
+            learner_group.shutdown(seconds=_SHUTDOWN_SECONDS), pools.shutdown(seconds=_SHUTDOWN_SECONDS)
         )
-
-
-def make_pools(config: Config, *, placement: Placement) -> tuple[RolloutPool, RewardPool]:
-    """The pools of this configuration, not started yet."""
-    rollout_pool = RolloutPool(
-        create_actor=placement.create_rollout_actor,
-        start_seconds=config.rollout.start_timeout_seconds,
-        group_seconds=config.rollout.group_timeout_seconds,
-        max_restarts=config.rollout.max_restarts,
-    )
-    reward_pool = RewardPool(
-        create_actor=placement.create_reward_actor,
-        num_workers=config.reward.num_workers,
-        start_seconds=config.rollout.start_timeout_seconds,
-        group_seconds=config.reward.group_timeout_seconds,
-    )
-    return rollout_pool, reward_pool
 
 
 async def _start_learner(learner_group: LearnerGroup, *, config: Config, checkpoint: Path | None) -> None:
@@ -203,8 +190,7 @@ def _connect(
     folder: RunFolder,
     *,
     learner_group: LearnerGroup,
-    rollouts: RolloutPool,
-    rewards: RewardPool,
+    pools: Pools,
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
     task, tokenizer = make_task(config.task), load_tokenizer(config)
@@ -212,11 +198,12 @@ def _connect(
     ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
     return Parts(
         learner_group=learner_group,
-        rollout_pool=rollouts,
-        reward_pool=rewards,
+        rollout_pool=pools.rollouts,
+        scoring_pool=pools.scoring,
+        scoring=pools.group_scoring(config),
         weight_sync=WeightSync(
             learner_group=learner_group,
-            pool=rollouts,
+            pools=pools.receivers(),
             config=config.weight_sync,
             canary_token_ids=canary_token_ids(task, tokenizer=tokenizer),
         ),
@@ -236,14 +223,12 @@ def _connect(
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             cursor=resumed.cursor if resumed else PromptCursor(),
         ),
-        evaluator=make_evaluator(config, task=task, tokenizer=tokenizer, rollouts=rollouts, rewards=rewards),
+        evaluator=make_evaluator(config, task=task, tokenizer=tokenizer, pools=pools),
         checkpoints=folder.checkpoints,
     )
 
 
-def make_evaluator(
-    config: Config, *, task: Task, tokenizer: Tokenizer, rollouts: RolloutPool, rewards: RewardPool
-) -> Evaluator:
+def make_evaluator(config: Config, *, task: Task, tokenizer: Tokenizer, pools: Pools) -> Evaluator:
     """The evaluator over the held-out split of the configuration."""
     held_out = evaluation_prompts(
         task,
@@ -253,8 +238,8 @@ def make_evaluator(
         max_prompt_tokens=config.rollout.max_prompt_tokens,
     )
     return Evaluator(
-        rollout_pool=rollouts,
-        reward_pool=rewards,
+        rollout_pool=pools.rollouts,
+        reward_pool=pools.rewards,
         prompts=held_out,
         config=config.evaluation,
         max_tokens=config.rollout.max_completion_tokens,

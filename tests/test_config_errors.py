@@ -107,14 +107,30 @@ CONTRADICTIONS = [
     wrong("learner.backend=nccl", message=r"learner.backend: given 'nccl', expected gloo with learner.device=cpu. .*"),
     wrong("learner.device=cuda", message=r"learner.backend: given 'gloo', expected nccl with learner.device=cuda. .*"),
     wrong("weight_sync.backend=nccl", message=r"weight_sync.backend: given 'nccl', expected gloo, as rollout.device="
-          r"cpu and learner.device=cpu are not both cuda. .*"),
+          r"cpu and learner.device=cpu are not all cuda. .*"),
     wrong("learner.zero_stage=0", "learner.offload_optimizer=true",
           message=r"learner.offload_optimizer: given True, expected learner.zero_stage 1, 2 or 3, .*"),
     wrong("learner.offload_optimizer=true", message=r"learner.offload_optimizer: given True, expected false with "
           r"learner.device=cpu, .*"),
     wrong("rollout.dtype=bfloat16", message=r"weight_sync.canary_tolerance_nats: given 0.0001, expected at least 0.01 "
           r"when .* bfloat16. .*"),
-    wrong("reward.verifier_weight=0", message=r"reward.verifier_weight: given 0.0, expected a weight above 0, .*"),
+    wrong("reward.verifier_weight=0", message=r"reward.verifier_weight: given '0', expected at least one weight .*"),
+    wrong("reward.verifier_weight=0", "reward.self_certainty_weight=0", message=r"reward.verifier_weight, "
+          r"reward.self_certainty_weight: given '0, 0', expected at least one weight other than 0, .*"),
+    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected the default 'online', as no reward uses "
+          r"scoring replicas. Fix: reward.self_certainty_weight=0 monitors it; or remove scorer.mode"),
+    wrong("reward.self_certainty_weight=1", "scorer.mode=lagged",
+          message=r"scorer.lag_versions: given 0, expected at least 1 with scorer.mode=lagged.*"),
+    wrong("reward.self_certainty_weight=1", "scorer.lag_versions=2",
+          message=r"scorer.lag_versions: given 2, expected .* 0 in every other mode. .*"),
+    wrong("reward.self_certainty_weight=1", "scorer.mode=lagged", "scorer.lag_versions=3", "scorer.max_lag_versions=2",
+          message=r"scorer.max_lag_versions: given 2, expected at least scorer.lag_versions=3. .*"),
+    wrong("reward.self_certainty_weight=1", "scorer.mode=offline", "scorer.max_lag_versions=1",
+          message=r"scorer.max_lag_versions: given 1, expected null with scorer.mode=offline, .*"),
+    wrong("reward.self_certainty_weight=1", "scorer.tokens_per_pass=199",
+          message=r"scorer.tokens_per_pass: given 199, expected at least 200 = .*"),
+    wrong("reward.self_certainty_weight=1", "scorer.dtype=bfloat16",
+          message=r"weight_sync.canary_tolerance_nats: given 0.0001, .* rollout.dtype, scorer.dtype, learner.dtype .*"),
     wrong("reward.timeout_seconds=200", message=r"reward.timeout_seconds: given 200.0, expected less than "
           r"reward.group_timeout_seconds=120. .*"),
     wrong("task.train_path=a.jsonl", message=r"task.train_path: given 'a.jsonl', expected null, as gsm8k_chains is "
@@ -145,8 +161,10 @@ NOT_ON_THIS_MACHINE = [
           message=r"task.train_path: given 'rows.csv', expected a .jsonl or .parquet file. .*"),
     wrong("rollout.num_workers=1000", message=r"rollout.num_workers, learner.num_ranks, reward.num_workers: given "
           rf"'actors that reserve 500.75 CPUs', expected at most the {CPUS} CPUs of this machine. .*"),
-    wrong("learner.device=cuda", "learner.backend=nccl", message=r"rollout.num_workers, rollout.tensor_parallel_size, "
-          r"learner.num_ranks: given '0 GPUs for rollout and 1 for the learner', expected at most the 0 GPUs .*"),
+    wrong("learner.device=cuda", "learner.backend=nccl", message=r"learner.num_ranks: given "
+          r"'1 GPUs \(1 for learner ranks\)', expected at most the 0 GPUs .*"),
+    wrong("reward.self_certainty_weight=1", "scorer.device=cuda", message=r"scorer.num_workers: given "
+          r"'1 GPUs \(1 for scoring replicas\)', expected at most the 0 GPUs .*"),
     wrong("tracker.wandb_mode=online", message=r"tracker.wandb_mode: given 'online', expected an API key in .*"),
 ]  # fmt: skip
 

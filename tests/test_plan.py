@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from system.config import load_config
+from system.config_resources import actor_needs
 from system.config_schema import BatchConfig, Config, LearnerConfig
 from system.errors import ConfigError
-from system.plan import count_parameters, learner_state_bytes, plan_actors, plan_batch, plan_run, plan_text
+from system.plan import count_parameters, learner_state_bytes, plan_batch, plan_run, plan_text
 
 
 def test_one_step_follows_from_the_three_knobs() -> None:
@@ -76,12 +78,30 @@ def test_parameters_are_counted_from_safetensors_headers(tmp_path: Path) -> None
 
 
 def test_every_actor_is_placed(make_config: Callable[..., Config]) -> None:
-    actors = plan_actors(make_config("learner.num_ranks=2"))
-    assert [(actor.count, actor.device, actor.cpus_each, actor.gpus_each) for actor in actors] == [
-        (1, "cpu", 0.5, 0),
-        (2, "cpu", 0.5, 0),
-        (1, "cpu", 0.25, 0),
+    needs = actor_needs(make_config("learner.num_ranks=2"))
+    assert [(need.kind, need.count, need.device, need.cpus, need.gpus) for need in needs.values()] == [
+        ("rollout worker", 1, "cpu", 0.5, 0),
+        ("learner rank", 2, "cpu", 0.5, 0),
+        ("reward worker", 1, "cpu", 0.25, 0),
     ]
+
+
+def test_scoring_replicas_are_placed_when_a_reward_needs_them(make_config: Callable[..., Config]) -> None:
+    config = make_config(
+        "reward.self_certainty_weight=0.5", "scorer.num_workers=2", "scorer.cpus_per_worker=0.25", "scorer.mode=ema"
+    )
+    replicas = actor_needs(config)["scoring replica"]
+    assert (replicas.count, replicas.cpus, replicas.gpus) == (2, 0.25, 0)
+    text = plan_text(config)
+    assert "scoring replica       2  cpu     0.25     0  float32, moving average of the weights (decay 0.99)" in text
+    assert "learner rank 0 broadcasts to 1 rollout workers and 2 scoring replicas by gloo" in text
+    assert "reward: 1 x verifier, 0.5 x self_certainty" in text
+
+
+def test_replicas_on_gpus_may_share_one(minimal_overrides: list[str]) -> None:
+    overrides = ["reward.self_certainty_weight=0", "scorer.device=cuda", "scorer.gpus_per_worker=0.25"]
+    config = load_config([], [*minimal_overrides, *overrides], check_devices=False)
+    assert actor_needs(config)["scoring replica"].gpus == 0.25
 
 
 def test_the_page_states_the_derivation(make_config: Callable[..., Config]) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: a folder is either complete under its final name, or it is not there.
 
     RUN_DIR/checkpoints/update_000050.partial/   while it is written
-    RUN_DIR/checkpoints/update_000050/           state.json, learner/ (DeepSpeed), policy/ (Hugging Face format)
+    RUN_DIR/checkpoints/update_000050/           state.json, learner/ (DeepSpeed), policy/ (Hugging Face format),
+                                                 scorer/ (average or past weights of the scoring replicas)
 
 Written by the controller; read by `credence train --resume` and `credence evaluate`.
 """
@@ -96,6 +97,13 @@ def learner_directory(checkpoint: Path) -> Path:
 
 def policy_directory(checkpoint: Path) -> Path:
     return checkpoint / "policy"
+
+
+def scorer_directory(checkpoint: Path) -> Path:
+    """What scorers have gathered beyond the newest weights; made when it is first asked for."""
+    directory = checkpoint / "scorer"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 def load_run_state(checkpoint: Path) -> RunState:

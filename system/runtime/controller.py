@@ -1,10 +1,10 @@
 """The loops of a run, in one asyncio event loop of the driver process.
 
     prompt_loop    group_buffer.wait_for_slot ─> lease ─> rollout task
-    rollout tasks  rollout_pool.generate ─> reward_pool.score ─> group_buffer.put
+    rollout tasks  rollout_pool.generate ─> scoring.score ─> group_buffer.put
     train_loop     group_buffer.next_batch ─> samples ─> packed batch ─> learner_group.train_step
                    ─> weight_sync.synchronise ─> group_buffer.version_published ─> evaluate, checkpoint
-    replace_loop   rollout_pool.wait_for_shortage ─> start a worker ─> weight_sync.synchronise
+    replace_loop   of each pool: wait_for_shortage ─> start a worker ─> weight_sync.synchronise
 
 | loop         | waits for                              | who unblocks it                         |
 |--------------|----------------------------------------|-----------------------------------------|
@@ -31,16 +31,24 @@ from system.data.batching import pack_batch
 from system.data.prompts import PromptSource
 from system.data.samples import make_samples
 from system.records import Prompt, Sampling, ScoredGroup
-from system.runtime.checkpoint import CheckpointStore, RunState, learner_directory, policy_directory
+from system.runtime.checkpoint import (
+    CheckpointStore,
+    RunState,
+    learner_directory,
+    policy_directory,
+    scorer_directory,
+)
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.group_buffer import GroupBuffer
+from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
 from system.runtime.reporter import Reporter
-from system.runtime.reward_pool import RewardPool
-from system.runtime.rollout_pool import RolloutPool, WorkerDiedError
+from system.runtime.rollout_pool import RolloutPool
+from system.runtime.scoring_pool import ScoringPool
 from system.runtime.step_metrics import add_batch_metrics, add_group_metrics
 from system.runtime.weight_sync import WeightSync
+from system.runtime.worker_pool import WorkerDiedError, WorkerPool
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +59,8 @@ class Parts:
 
     learner_group: LearnerGroup
     rollout_pool: RolloutPool
-    reward_pool: RewardPool
+    scoring_pool: ScoringPool | None  # None: no reward needs the policy's weights
+    scoring: GroupScoring
     weight_sync: WeightSync
     buffer: GroupBuffer
     ledger: Ledger
@@ -114,7 +123,9 @@ class Controller:
         """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
         try:
             async with asyncio.TaskGroup() as loops:
-                background = [loops.create_task(self._replace_loop())]
+                background = [loops.create_task(self._replace_loop(self._parts.rollout_pool))]
+                if self._parts.scoring_pool is not None:
+                    background.append(loops.create_task(self._replace_loop(self._parts.scoring_pool)))
                 await self._synchronise()
                 self._parts.buffer.version_published(self.outcome.policy_version)
                 if self.outcome.policy_version == 0:
@@ -157,7 +168,7 @@ class Controller:
                 _log.warning("%s; the group is generated again", error)
                 ledger.regenerate(group_id)
         ledger.mark_generated(group_id)
-        scored = await self._parts.reward_pool.score(group)
+        scored = await self._parts.scoring.score(group)
         if combine_rewards(scored.rewards, weights=self._reward_weights).valid.any():
             self._parts.buffer.put(scored)
         else:
@@ -203,6 +214,14 @@ class Controller:
     async def _train_on(self, groups: list[ScoredGroup]) -> None:
         """One optimizer step and its publication."""
         parts, algorithm = self._parts, self._config.algorithm
+        with self._phase("score"):
+            version = self.outcome.policy_version
+            groups = await asyncio.gather(
+                *(parts.scoring.bring_up_to_date(group, policy_version=version) for group in groups)
+            )
+            difference = await parts.scoring_pool.logprob_difference() if parts.scoring_pool is not None else None
+            if difference is not None:
+                self._metrics.add("scorer/logprob_max_abs_diff_nats", difference)
         with self._phase("batch"):
             scored = [
                 make_samples(
@@ -247,17 +266,20 @@ class Controller:
         self._metrics.add("weight_sync/num_receivers", report.num_receivers)
         self._metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
 
-    async def _replace_loop(self) -> None:
-        """Keep the configured number of rollout workers alive."""
-        pool = self._parts.rollout_pool
+    async def _replace_loop(self, pool: WorkerPool) -> None:
+        """Keep the configured number of workers of one pool alive."""
+        num_workers = len(pool.members)
         while True:
-            await pool.wait_for_shortage(self._config.rollout.num_workers)
+            await pool.wait_for_shortage(num_workers)
             try:
                 member = await pool.start_worker()
             except WorkerDiedError as error:
                 _log.warning("%s; another one is started", error)
                 continue
-            await self._parts.weight_sync.synchronise()
+            if pool is self._parts.scoring_pool:
+                await self._parts.scoring_pool.copy_state(member)
+            if pool.receives_weights:
+                await self._parts.weight_sync.synchronise()
             _log.warning("%s has joined and serves", member.name)
 
     async def _evaluate(self, *, is_final: bool) -> EvaluationResult:
@@ -274,6 +296,8 @@ class Controller:
             directory = parts.checkpoints.partial_directory(version)
             await parts.learner_group.save_checkpoint(str(learner_directory(directory)))
             await parts.learner_group.export_hf(str(policy_directory(directory)))
+            if parts.scoring_pool is not None:
+                await parts.scoring_pool.save_state(scorer_directory(directory))
             parts.checkpoints.commit(directory, self._state)
 
     def _run_state(self) -> RunState:
@@ -305,6 +329,10 @@ class Controller:
         self._metrics.add("queue/outstanding_groups", parts.buffer.num_outstanding)
         self._metrics.add("rollout/num_workers", parts.rollout_pool.num_serving)
         self._metrics.add("rollout/num_restarts", parts.rollout_pool.num_removed)
+        if parts.scoring_pool is not None:
+            self._metrics.add("scorer/num_workers", parts.scoring_pool.num_serving)
+            self._metrics.add("scorer/num_restarts", parts.scoring_pool.num_removed)
+            self._metrics.add("scorer/num_scored_again", parts.scoring.num_scored_again)
         self._metrics.add("batch/num_skipped_prompts", parts.prompt_source.num_skipped)
 
     def _log(self, groups: list[ScoredGroup] | tuple[()]) -> None:

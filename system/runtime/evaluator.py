@@ -17,7 +17,8 @@ from system.config_schema import EvaluationConfig
 from system.metrics import Metric
 from system.records import Prompt, Sampling, ScoredGroup
 from system.runtime.reward_pool import RewardPool
-from system.runtime.rollout_pool import RolloutPool, WorkerDiedError
+from system.runtime.rollout_pool import RolloutPool
+from system.runtime.worker_pool import WorkerDiedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,42 +8,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.ray_actors import RewardActor, RolloutActor
+from actors.ray_actors import RewardActor, RolloutActor, ScoringActor
 from learner.ray_actors import LearnerActor
 from system.config_environment import joins_cluster
-from system.config_schema import Config, LearnerConfig, RewardConfig, RolloutConfig
+from system.config_resources import actor_needs
+from system.config_schema import Config
 from system.errors import ConfigError
 
 ActorHandle = Any  # Ray's handles are proxies without a static type
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    cpus: float
-    gpus: float
-
-
-def rollout_resources(rollout: RolloutConfig) -> Resources:
-    """CPUs and GPUs that one rollout worker reserves."""
-    gpus = rollout.tensor_parallel_size if rollout.device == "cuda" else 0
-    return Resources(cpus=rollout.cpus_per_worker, gpus=gpus)
-
-
-def learner_resources(learner: LearnerConfig) -> Resources:
-    """CPUs and GPUs that one learner rank reserves."""
-    return Resources(cpus=learner.cpus_per_rank, gpus=1 if learner.device == "cuda" else 0)
-
-
-def reward_resources(reward: RewardConfig) -> Resources:
-    """CPUs that one reward worker reserves."""
-    return Resources(cpus=reward.cpus_per_worker, gpus=0)
 
 
 def start_ray(config: Config) -> None:
@@ -70,20 +48,14 @@ def start_ray(config: Config) -> None:
 
 def check_cluster_holds(config: Config) -> None:
     """Raise ConfigError, naming the keys, when the cluster as it is can never place the run's actors."""
-    rollout, learner, reward = (
-        rollout_resources(config.rollout), learner_resources(config.learner), reward_resources(config.reward)
-    )  # fmt: skip
+    needs = actor_needs(config).values()
     available = ray.cluster_resources()
-    cpus = (
-        rollout.cpus * config.rollout.num_workers
-        + learner.cpus * config.learner.num_ranks
-        + reward.cpus * config.reward.num_workers
-    )
-    gpus = rollout.gpus * config.rollout.num_workers + learner.gpus * config.learner.num_ranks
+    cpus = sum(need.count * need.cpus for need in needs)
+    gpus = sum(need.count * need.gpus for need in needs)
     for kind, wanted in (("CPU", cpus), ("GPU", gpus)):
         if wanted > available.get(kind, 0.0) + 1e-6:
             raise ConfigError(
-                "rollout.num_workers / learner.num_ranks / reward.num_workers",
+                " / ".join(need.count_key for need in needs),
                 given=f"actors that need {wanted:g} {kind}s",
                 expected=f"at most the {available.get(kind, 0.0):g} {kind}s of the Ray cluster",
                 fix="fewer workers or ranks, fewer CPUs per worker, or a larger cluster",
@@ -107,10 +79,11 @@ class Placement:
 
     def __init__(self, *, config: Config) -> None:
         self._config = config
+        self._needs = actor_needs(config)
         self._learner_group: PlacementGroup | None = None
 
     def create_rollout_actor(self, name: str) -> ActorHandle:
-        needs = rollout_resources(self._config.rollout)
+        needs = self._needs["rollout worker"]
         actor = ray.remote(RolloutActor).options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, max_concurrency=10_000, max_restarts=0
         )
@@ -121,15 +94,25 @@ class Placement:
             seed=self._config.run.seed,
         )
 
+    def create_scoring_actor(self, name: str) -> ActorHandle:
+        needs = self._needs["scoring replica"]
+        actor = ray.remote(ScoringActor).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
+        return actor.remote(
+            name=name,
+            scorer=self._config.scorer,
+            model=self._config.model,
+            rollout_temperature=self._config.rollout.temperature,
+        )
+
     def create_reward_actor(self) -> ActorHandle:
-        needs = reward_resources(self._config.reward)
+        needs = self._needs["reward worker"]
         actor = ray.remote(RewardActor).options(num_cpus=needs.cpus, max_restarts=0)
         return actor.remote(task=self._config.task, reward=self._config.reward)
 
     def create_learner_actors(self) -> list[ActorHandle]:
         """One actor a rank, packed on as few nodes as hold them."""
         config = self._config.learner
-        needs = learner_resources(config)
+        needs = self._needs["learner rank"]
         bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
         self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
         return [

@@ -9,6 +9,7 @@ from system.algorithms.text_statistics import distinct_n, repetition_n
 from system.data.samples import ScoredSamples, staleness
 from system.metrics import MetricSet
 from system.records import TrainingBatch
+from system.runtime.group_scoring import scored_by
 
 VERIFIER = "verifier"
 
@@ -28,6 +29,10 @@ def add_group_metrics(metrics: MetricSet, scored: Sequence[ScoredSamples], *, po
     metrics.add("reward/num_invalid", sum(int((~item.rewards.valid).sum()) for item in scored))
     for reason, count in invalid.items():
         metrics.add(f"reward/invalid_{reason}", count)
+    for item in scored:
+        for version in scored_by(item.group):
+            metrics.add("scorer/lag_mean_versions", policy_version - version)
+            metrics.add("scorer/lag_max_versions", policy_version - version)
     behind = staleness([item.group for item in scored], policy_version=policy_version)
     for versions in behind:
         metrics.add("staleness/mean_versions", versions)

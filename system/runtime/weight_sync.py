@@ -30,7 +30,7 @@ from system.errors import DeadlineError, LearnerDiedError, WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
 from system.runtime.deadlines import within
 from system.runtime.learner_group import LearnerGroup
-from system.runtime.rollout_pool import WORKER_FAILURES, RolloutMember, RolloutPool, WorkerState
+from system.runtime.worker_pool import WORKER_FAILURES, PoolMember, WorkerPool, WorkerState
 
 _log = logging.getLogger(__name__)
 
@@ -61,21 +61,21 @@ def canary_difference(learner: FloatArray, receiver: FloatArray) -> float:
 
 
 class WeightSync:
-    """Brings every member of the pool to the learner's newest weights."""
+    """Brings every member of every pool to the learner's newest weights: rollout workers and scoring replicas alike."""
 
     def __init__(
         self,
         *,
         learner_group: LearnerGroup,
-        pool: RolloutPool,
+        pools: Sequence[WorkerPool],
         config: WeightSyncConfig,
         canary_token_ids: Sequence[int],
     ) -> None:
         self._learner_group = learner_group
-        self._pool = pool
+        self._pools = tuple(pools)
         self._config = config
         self._canary_token_ids = list(canary_token_ids)
-        self._group_members: tuple[RolloutMember, ...] = ()
+        self._group_members: tuple[PoolMember, ...] = ()
         self._group_numbers = itertools.count()
         self._lock = asyncio.Lock()
         self.canary_max_abs_diff = 0.0  # over all syncs
@@ -83,17 +83,26 @@ class WeightSync:
     async def synchronise(self) -> SyncReport:
         """Send the learner's newest weights to all members and let them serve.
 
+        A pool without members is passed over, but not the first: somebody has to receive.
+
         Raises WeightSyncError naming the receiver whose log-probabilities differ by more than
         weight_sync.canary_tolerance_nats although its digest is right, DeadlineError, LearnerDiedError.
         """
         async with self._lock:
             start = time.perf_counter()
-            manifest = await self._learner_group.gather_weights()
-            await self._transfer(manifest)
-            transferred = time.perf_counter()
-            difference = await self._check_canary(manifest)
-            for member in self._holders():
-                self._pool.serve(member)
+            try:
+                manifest, _ = await asyncio.gather(
+                    self._learner_group.gather_weights(),
+                    asyncio.gather(*(pool.hold() for pool in self._pools if pool.is_exclusive)),
+                )
+                await self._transfer(manifest)
+                transferred = time.perf_counter()
+                difference = await self._check_canary(manifest)
+                for member in self._holders():
+                    member.pool.serve(member)
+            finally:
+                for pool in self._pools:
+                    pool.release()
             return SyncReport(
                 policy_version=manifest.policy_version,
                 num_receivers=len(self._group_members),
@@ -107,11 +116,12 @@ class WeightSync:
         """Until at least one receiver holds the weights; whoever dies on the way is taken out."""
         is_done = False
         while not is_done:
-            members = await self._pool.wait_for_members()
+            await self._pools[0].wait_for_members()
+            members = tuple(member for pool in self._pools for member in pool.members)
             if members == self._group_members or await self._open_group(members):
                 is_done = await self._broadcast(manifest, members)
 
-    async def _open_group(self, members: tuple[RolloutMember, ...]) -> bool:
+    async def _open_group(self, members: tuple[PoolMember, ...]) -> bool:
         """Open a process group of rank 0 and `members`; False when one of them died meanwhile."""
         self._group_members = ()
         host, port = await self._learner_group.rendezvous()
@@ -138,7 +148,7 @@ class WeightSync:
         self._group_members = members
         return True
 
-    async def _broadcast(self, manifest: WeightsManifest, members: tuple[RolloutMember, ...]) -> bool:
+    async def _broadcast(self, manifest: WeightsManifest, members: tuple[PoolMember, ...]) -> bool:
         """Send to `members` and refuse those that hold something else; False when it has to be done again."""
         answers: list[Any] = await asyncio.gather(
             self._learner_group.send_weights(manifest),
@@ -152,7 +162,7 @@ class WeightSync:
             reason = refusal(status, manifest)
             if reason is not None:
                 _log.warning("weight sync: %s; it is replaced", reason)
-                self._pool.remove(member, reason=reason)
+                member.pool.remove(member, reason=reason)
         return bool(self._holders())
 
     async def _check_canary(self, manifest: WeightsManifest) -> float:
@@ -183,10 +193,10 @@ class WeightSync:
         self.canary_max_abs_diff = max(self.canary_max_abs_diff, largest)
         return largest
 
-    def _holders(self) -> list[RolloutMember]:
+    def _holders(self) -> list[PoolMember]:
         return [member for member in self._group_members if member.state is not WorkerState.GONE]
 
-    def _all_well(self, answers: Sequence[Any], members: Sequence[RolloutMember]) -> bool:
+    def _all_well(self, answers: Sequence[Any], members: Sequence[PoolMember]) -> bool:
         """False when a member died; raises the first error that no dead member explains.
 
         When one end of a collective dies, the others fail too: those errors say nothing of their own.
@@ -201,7 +211,7 @@ class WeightSync:
             raise errors[0]
         return True
 
-    async def _ask(self, member: RolloutMember, method: str, *arguments: Any) -> Any:
+    async def _ask(self, member: PoolMember, method: str, *arguments: Any) -> Any:
         """The member's answer. One that died or does not answer in time is taken out of the pool."""
         # the receiver's own deadline fires first and says more; this one is for a receiver that is stuck
         seconds = 1.5 * self._config.timeout_seconds
@@ -210,5 +220,5 @@ class WeightSync:
             return await within(call, who=member.name, what=method, seconds=seconds)
         except (*WORKER_FAILURES, DeadlineError) as error:
             _log.warning("weight sync: %s; it is replaced", error)
-            self._pool.remove(member, reason=str(error))
+            member.pool.remove(member, reason=str(error))
             raise

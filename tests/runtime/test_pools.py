@@ -11,7 +11,8 @@ from ray.exceptions import RayActorError
 from system.errors import EngineFailedError
 from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
 from system.runtime.reward_pool import RewardPool
-from system.runtime.rollout_pool import PoolExhaustedError, RolloutPool, WorkerDiedError, WorkerState
+from system.runtime.rollout_pool import RolloutPool
+from system.runtime.worker_pool import PoolExhaustedError, WorkerDiedError, WorkerState
 
 PROMPT = Prompt(prompt_id="p", token_ids=np.array([1], np.int32), text="", reference_answer="", task="gsm8k_chains")
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=4, num_completions=1, seed=0)
@@ -108,7 +109,7 @@ def test_groups_go_to_the_least_loaded_worker() -> None:
         for actor in actors:
             actor.gate.set()
         await asyncio.gather(*groups)
-        assert pool.num_groups_in_flight == 0
+        assert pool.num_calls_in_flight == 0
 
     run(scenario)
 
@@ -121,7 +122,7 @@ def test_dead_worker_is_removed_and_its_group_handed_back() -> None:
         member = await pool.start_worker()
         pool.serve(member)
 
-        with pytest.raises(WorkerDiedError, match="rollout worker 0 died while it generated group 3"):
+        with pytest.raises(WorkerDiedError, match="rollout worker 0 died during 'generate group 3'"):
             await pool.generate(PROMPT, group_id=3, sampling=SAMPLING)
 
         assert member.state is WorkerState.GONE
@@ -156,7 +157,7 @@ def test_worker_whose_engine_failed_is_removed_though_its_process_lives() -> Non
         pool = make_pool([actor])
         pool.serve(await pool.start_worker())
 
-        with pytest.raises(WorkerDiedError, match="died while it generated group 3"):
+        with pytest.raises(WorkerDiedError, match="died during 'generate group 3'"):
             await pool.generate(PROMPT, group_id=3, sampling=SAMPLING)
 
         assert actor.is_killed

@@ -11,8 +11,9 @@ from ray.exceptions import RayActorError
 from system.config_schema import WeightSyncConfig
 from system.errors import WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
-from system.runtime.rollout_pool import RolloutPool, WorkerState
+from system.runtime.rollout_pool import RolloutPool
 from system.runtime.weight_sync import WeightSync, canary_difference
+from system.runtime.worker_pool import WorkerState
 
 MANIFEST = WeightsManifest(
     policy_version=3, names=("w",), shapes=((2,),), dtypes=("float32",), num_bytes=8, digest="d3"
@@ -88,7 +89,7 @@ async def make_sync(receivers: list[FakeReceiver], events: list[str]) -> tuple[W
     events.clear()
     sync = WeightSync(
         learner_group=FakeLearnerGroup(events),  # type: ignore[arg-type]
-        pool=pool,
+        pools=[pool],
         config=WeightSyncConfig(timeout_seconds=1.0),
         canary_token_ids=[1, 2, 3],
     )

@@ -1,7 +1,7 @@
 """A causal LM that reads packed sequences and answers with token statistics instead of logits.
 
-Built by the learner, once for the policy and once for a frozen reference. Any model works that transformers
-loads as a causal LM with rotary or absolute position ids and a plain linear LM head.
+Built by the learner, once for the policy and once for a frozen reference, and by each scoring replica. Any model
+works that transformers loads as a causal LM with rotary or absolute position ids and a plain linear LM head.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,22 @@ class TokenStatisticsHead(nn.Module):
     and backward of the module that owns it.
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, *, num_real_tokens: int | None) -> None:
         super().__init__()
         self.weight = weight  # [V, d]; the embedding's own parameter when the two are tied
+        # Self-certainty leaves out the padding rows behind them. A tokenizer may also know more than the matrix has.
+        self._num_real_tokens = None if num_real_tokens is None else min(num_real_tokens, len(weight))
 
     def forward(self, hidden: Tensor, target_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-        # All V columns, padding rows of the matrix included: the engine samples from the same softmax, and the
-        # importance ratio must compare like with like. A plain tuple: DeepSpeed rebuilds outputs by their type.
-        return tuple(token_statistics(hidden, weight=self.weight, target_ids=target_ids, temperature=temperature))  # type: ignore[return-value]
+        # A plain tuple: DeepSpeed rebuilds outputs by their type.
+        logprobs, entropy, self_certainty = token_statistics(
+            hidden,
+            weight=self.weight,
+            target_ids=target_ids,
+            temperature=temperature,
+            num_real_tokens=self._num_real_tokens,
+        )
+        return logprobs, entropy, self_certainty
 
 
 class PolicyModel(nn.Module):
@@ -75,10 +83,12 @@ def load_policy_model(
     trust_remote_code: bool,
     dtype: torch.dtype,
     device: torch.device,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: bool = False,
+    num_real_tokens: int | None = None,
 ) -> PolicyModel:
     """Loads a causal LM with packed attention, without dropout, in training mode.
 
+    `num_real_tokens`: rows of the LM head that are tokens; self-certainty leaves out those behind them.
     Dropout is off because it would make the learner's log-probabilities differ from the engine's at random.
     Raises ConfigError for a model whose logits are not hidden @ weight^T.
     """
@@ -111,7 +121,7 @@ def load_policy_model(
             expected="a causal LM whose `lm_head` is a linear layer without bias",
             fix="choose another model",
         )
-    causal_lm.lm_head = TokenStatisticsHead(head.weight)
+    causal_lm.lm_head = TokenStatisticsHead(head.weight, num_real_tokens=num_real_tokens)
     for module in causal_lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,0 +1,75 @@
+"""All scorers of a run over one finished group: reward workers (rules) and scoring replicas (the policy's weights).
+
+score          rules ∥ replicas ─> one ScoredGroup with the terms of both
+score_again    new terms from the replicas for a group whose scores come from weights that are too old
+"""
+
+import asyncio
+from dataclasses import replace
+
+from system.errors import WeightSyncError
+from system.records import CompletionGroup, RewardTerm, ScoredGroup
+from system.runtime.reward_pool import RewardPool
+from system.runtime.scoring_pool import ScoringPool
+
+
+class GroupScoring:
+    """`max_lag_versions` bounds how old the weights of a score may be at training; None: not at all (offline)."""
+
+    def __init__(
+        self, *, reward_pool: RewardPool, scoring_pool: ScoringPool | None, max_lag_versions: int | None
+    ) -> None:
+        self._reward_pool = reward_pool
+        self._scoring_pool = scoring_pool
+        self._max_lag_versions = max_lag_versions
+        self.num_scored_again = 0
+
+    async def score(self, group: CompletionGroup) -> ScoredGroup:
+        """The group with one term of each scorer for each completion. Raises DeadlineError."""
+        if self._scoring_pool is None:
+            return await self._reward_pool.score(group)
+        async with asyncio.TaskGroup() as tasks:
+            by_rule = tasks.create_task(self._reward_pool.score(group))
+            by_policy = tasks.create_task(self._scoring_pool.score(group))
+        rewards = zip(by_rule.result().rewards, by_policy.result().rewards, strict=True)
+        return replace(by_rule.result(), rewards=tuple(ruled + scored for ruled, scored in rewards))
+
+    async def bring_up_to_date(self, group: ScoredGroup, *, policy_version: int) -> ScoredGroup:
+        """`group` itself, or scored again when its scores are too old to train `policy_version`.
+
+        Raises WeightSyncError when the replicas' weights are too old as well.
+        """
+        if self._scoring_pool is None or self._max_lag_versions is None:
+            return group
+        if lag_versions(group, policy_version=policy_version) <= self._max_lag_versions:
+            return group
+        self.num_scored_again += 1
+        completed = CompletionGroup(group_id=group.group_id, prompt=group.prompt, completions=group.completions)
+        scored = await self._scoring_pool.score(completed)
+        lag = lag_versions(scored, policy_version=policy_version)
+        if lag > self._max_lag_versions:
+            raise WeightSyncError(
+                f"the scoring replicas are {lag} versions behind policy version {policy_version}, more than "
+                f"scorer.max_lag_versions={self._max_lag_versions}, although they were synchronised"
+            )
+        new_terms = {term.scorer for term in scored.rewards[0]}
+        rewards = (
+            tuple(term for term in old if term.scorer not in new_terms) + new
+            for old, new in zip(group.rewards, scored.rewards, strict=True)
+        )
+        return replace(group, rewards=tuple(rewards))
+
+
+def lag_versions(group: ScoredGroup, *, policy_version: int) -> int:
+    """How many versions the oldest weights that scored the group are behind; 0 when only rules did."""
+    return max(policy_version - version for version in (scored_by(group) or {policy_version}))
+
+
+def scored_by(group: ScoredGroup) -> set[int]:
+    """Policy versions of the weights that scored the group; rules have none."""
+    return {term.policy_version for row in group.rewards for term in row if has_weights(term)}
+
+
+def has_weights(term: RewardTerm) -> bool:
+    """Whether the term comes from a scorer with weights of the policy."""
+    return term.policy_version >= 0
