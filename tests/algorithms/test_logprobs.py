@@ -1,4 +1,7 @@
-"""Chunked token statistics against a float64 log-softmax over the whole vocabulary."""
+"""Token statistics by hand, their gradients, their memory, and what is refused.
+
+test_logprobs_modes.py compares every mode with the formula in float64.
+"""
 
 import math
 from typing import Any
@@ -7,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from system.algorithms.logprobs import token_statistics
+from system.algorithms.logprobs import TokenStatistics, require_finite, token_statistics
 
 CHUNKS = [(None, None), (3, 5), (1, 1), (64, 7)]  # (tokens, columns)
 
@@ -40,22 +43,19 @@ def test_two_tokens_by_hand() -> None:
     torch.testing.assert_close(result.self_certainty, torch.full((2,), certainty))
 
 
-@pytest.mark.parametrize(("tokens_per_chunk", "columns_per_chunk"), CHUNKS)
-@pytest.mark.parametrize("scale", [1.0, 40.0])  # 40: logits of several hundred, whose exp would overflow
-def test_statistics_equal_the_definition(
-    tokens_per_chunk: int | None, columns_per_chunk: int | None, scale: float
-) -> None:
-    hidden, weight, target_ids = example(scale=scale)
-    result = token_statistics(
-        hidden,
-        weight=weight,
-        target_ids=target_ids,
-        temperature=0.7,
-        tokens_per_chunk=tokens_per_chunk,
-        columns_per_chunk=columns_per_chunk,
-    )
-    for value, expected in zip(result, reference(hidden, weight, target_ids, temperature=0.7), strict=True):
-        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5 * scale)
+def test_temperature_divides_the_logits() -> None:
+    # logits 0, 2 log 3 at temperature 2: p = (1/4, 3/4)
+    weight = torch.tensor([[0.0], [2 * math.log(3.0)]])
+    result = token_statistics(torch.ones(1, 1), weight=weight, target_ids=torch.tensor([1]), temperature=2.0)
+    torch.testing.assert_close(result.logprobs, torch.tensor([math.log(0.75)]))
+
+
+@pytest.mark.parametrize("logit", [0.0, -7.0, 1e4])
+def test_equal_logits_give_full_entropy_and_no_certainty(logit: float) -> None:
+    result = token_statistics(torch.ones(1, 1), weight=torch.full((5, 1), logit), target_ids=torch.tensor([3]))
+    torch.testing.assert_close(result.logprobs, torch.tensor([-math.log(5.0)]))
+    torch.testing.assert_close(result.entropy, torch.tensor([math.log(5.0)]))
+    assert 0.0 <= float(result.self_certainty) < 1e-6
 
 
 @pytest.mark.parametrize(("tokens_per_chunk", "columns_per_chunk"), CHUNKS)
@@ -82,15 +82,26 @@ def test_gradients_equal_the_definition(tokens_per_chunk: int | None, columns_pe
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_padding_rows_of_the_vocabulary_are_left_out() -> None:
-    hidden, weight, target_ids = example()
-    padded = torch.cat([weight, torch.full((9, 8), 5.0)]).requires_grad_()
-    result = token_statistics(hidden, weight=padded, target_ids=target_ids, num_real_tokens=23, columns_per_chunk=10)
-    for value, expected in zip(result, reference(hidden, weight, target_ids, temperature=1.0), strict=True):
-        torch.testing.assert_close(value.detach().double(), expected, rtol=1e-5, atol=1e-5)
-    result.logprobs.sum().backward()
-    assert padded.grad is not None
-    assert bool((padded.grad[23:] == 0).all())
+def test_padding_columns_count_for_the_log_probability_and_not_for_the_certainty() -> None:
+    # logits log 1, log 3 of tokens and log 4 of padding: p = (1/8, 3/8, 4/8), among the tokens (1/4, 3/4)
+    weight = torch.tensor([[0.0], [math.log(3.0)], [math.log(4.0)]])
+    result = token_statistics(
+        torch.ones(3, 1), weight=weight, target_ids=torch.tensor([0, 1, 2]), num_real_tokens=2, columns_per_chunk=2
+    )
+    torch.testing.assert_close(result.logprobs, torch.tensor([1 / 8, 3 / 8, 4 / 8]).log())
+    entropy = -sum(p * math.log(p) for p in (1 / 8, 3 / 8, 4 / 8))
+    torch.testing.assert_close(result.entropy, torch.full((3,), entropy))
+    certainty = -math.log(2.0) - 0.5 * math.log(0.25 * 0.75)
+    torch.testing.assert_close(result.self_certainty, torch.full((3,), certainty))
+
+
+def test_the_gradient_reaches_padding_columns() -> None:
+    weight = torch.tensor([[0.0], [math.log(3.0)], [math.log(4.0)]], requires_grad=True)
+    token_statistics(
+        torch.ones(1, 1), weight=weight, target_ids=torch.tensor([0]), num_real_tokens=2
+    ).logprobs.sum().backward()
+    # d log p_0 / dz = (1, 0, 0) - p
+    torch.testing.assert_close(weight.grad, torch.tensor([[7 / 8], [-3 / 8], [-4 / 8]]))
 
 
 def test_no_tokens_give_no_statistics_and_zero_gradients() -> None:
@@ -121,7 +132,9 @@ def test_the_whole_logit_matrix_is_never_in_memory() -> None:
     [
         ({"weight": torch.zeros(5, 7)}, "do not fit"),
         ({"target_ids": torch.zeros(3, dtype=torch.long)}, "target_ids must be"),
+        ({"weight": torch.zeros(5, 8, dtype=torch.bfloat16)}, "must have one dtype"),
         ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"temperature": math.nan}, "temperature must be > 0"),
         ({"num_real_tokens": 24}, "num_real_tokens must be in"),
     ],
 )
@@ -129,3 +142,45 @@ def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     hidden, weight, target_ids = example()
     with pytest.raises(ValueError, match=message):
         token_statistics(hidden, **{"weight": weight, "target_ids": target_ids, **changes})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_hidden_state_that_is_not_finite_is_refused(value: float) -> None:
+    hidden, weight, target_ids = example()
+    hidden[4, 2] = value
+    hidden[9, 0] = value
+    statistics = token_statistics(hidden, weight=weight, target_ids=target_ids, columns_per_chunk=5)
+    message = r"scorer, policy version 7: 2 of 13 positions are not finite, the first is 4 \(logprobs nan.*diverged"
+    with pytest.raises(FloatingPointError, match=message):
+        require_finite(statistics, what="scorer, policy version 7")
+
+
+@pytest.mark.parametrize("row", [0, 22])  # the first and the last column of the vocabulary
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_not_finite_is_refused(value: float, row: int) -> None:
+    hidden, weight, target_ids = example()
+    weight[row, 1] = value
+    for num_real_tokens in (None, 20):  # also a padding column spoils the log-probabilities
+        statistics = token_statistics(hidden, weight=weight, target_ids=target_ids, num_real_tokens=num_real_tokens)
+        with pytest.raises(FloatingPointError, match="13 of 13 positions are not finite, the first is 0"):
+            require_finite(statistics, what="learner")
+
+
+@pytest.mark.parametrize("target_id", [-100, -1, 23])
+def test_a_target_outside_the_vocabulary_is_refused(target_id: int) -> None:
+    hidden, weight, target_ids = example()
+    target_ids[12] = target_id
+    statistics = token_statistics(hidden, weight=weight, target_ids=target_ids)
+    with pytest.raises(FloatingPointError, match="1 of 13 positions are not finite, the first is 12"):
+        require_finite(statistics, what="learner")
+
+
+def test_finite_statistics_of_any_size_are_let_through() -> None:
+    hidden, weight, target_ids = example(scale=1e4)
+    require_finite(token_statistics(hidden, weight=weight, target_ids=target_ids), what="learner")
+    empty = torch.zeros(0)
+    require_finite(TokenStatistics(logprobs=empty, entropy=empty, self_certainty=empty), what="learner")
+    huge = torch.full((3,), -3e38)  # whose sum overflows
+    require_finite(
+        TokenStatistics(logprobs=huge, entropy=torch.zeros(3), self_certainty=torch.zeros(3)), what="learner"
+    )
