@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from system.config_environment import model_folder
 from system.config_schema import ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
+from system.interfaces import Scorer
 from system.records import (
     CompletionGroup,
     FloatArray,
@@ -127,15 +128,22 @@ class RewardActor:
     def __init__(self, *, task: TaskConfig, reward: RewardConfig) -> None:
         from actors.reward_worker import RewardWorker
         from actors.scorers.math_verifier import MathVerifier
+        from actors.scorers.plurality import PluralityScorer
         from system.data.tasks import make_task
 
-        verifier = MathVerifier(
-            task=make_task(task),
-            num_processes=reward.processes_per_worker,
-            timeout_seconds=reward.timeout_seconds,
-            memory_limit_mib=reward.memory_limit_mib,
-        )
-        self._worker = RewardWorker(scorers=(verifier,))
+        kinds: list[type[MathVerifier] | type[PluralityScorer]] = [MathVerifier]
+        if reward.plurality_weight is not None:
+            kinds.append(PluralityScorer)
+        scorers: list[Scorer] = [
+            kind(
+                task=make_task(task),
+                num_processes=reward.processes_per_worker,
+                timeout_seconds=reward.timeout_seconds,
+                memory_limit_mib=reward.memory_limit_mib,
+            )
+            for kind in kinds
+        ]
+        self._worker = RewardWorker(scorers)
 
     def start(self) -> None:
         """Answers once the scorers are ready to score."""

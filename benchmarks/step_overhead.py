@@ -138,8 +138,8 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
     import torch
 
     from learner.learner import PackedInputs
-    from system.policy_model import load_policy_model
     from system.algorithms.policy_loss import clipped_surrogate
+    from system.policy_model import load_policy_model
 
     model = load_policy_model(
         str(model_folder(config.model.path)),

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from learner.checkpoint import LearnerState, export_hf, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
-from system.policy_model import PolicyModel, load_policy_model, sequence_statistics
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepStatistics, step_metrics
 from system.algorithms.kl import k3_kl
@@ -28,6 +27,7 @@ from system.algorithms.masking import loss_token_weights, sequence_index, weight
 from system.algorithms.packed_attention import PackedLayout
 from system.algorithms.policy_loss import clipped_surrogate
 from system.config_schema import AlgorithmConfig, LearnerConfig
+from system.policy_model import PolicyModel, load_policy_model, sequence_statistics
 from system.records import FloatArray, PackedMicroBatch, StepResult
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -25,7 +25,11 @@ from system.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "configs"
-OVERLAYS = {"chains_grpo_60min.yaml": ["demo.yaml"]}
+# Files that are laid over another one; the rest is complete.
+OVERLAYS = {
+    name: ["demo.yaml"]
+    for name in ("chains_grpo_60min.yaml", "intuitor.yaml", "grpo_pv.yaml", "grpo_with_certainty.yaml")
+}
 
 
 def _shipped() -> list[list[Path]]:

@@ -1,4 +1,7 @@
-"""curves.png of a run: accuracy, length and entropy, gradient and divergence, where the time went."""
+"""curves.png of a run: accuracy, length and entropy, gradient and divergence, where the time went.
+
+A run that monitors self-certainty has two more: certainty beside accuracy, and how much the completions repeat.
+"""
 
 import math
 from pathlib import Path
@@ -11,15 +14,18 @@ from system.metrics import PHASES
 from system.runtime.metric_history import MetricHistory
 
 SMOOTHING_UPDATES = 10
-PHASE_COLOURS = ("#4c72b0", "#8c8c8c", "#dd8452", "#55a868", "#8172b3", "#c44e52")
+CERTAINTY = "reward/self_certainty_mean"
+PHASE_COLOURS = ("#4c72b0", "#ccb974", "#8c8c8c", "#dd8452", "#55a868", "#8172b3", "#c44e52")
 
 
 def draw_curves(history: MetricHistory, *, path: Path, title: str) -> None:
-    """Writes one PNG with four panels over policy versions; panels without data say so."""
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    """Writes one PNG with its panels over policy versions; panels without data say so."""
+    has_certainty = bool(history.series(CERTAINTY)[1])
+    num_rows = 3 if has_certainty else 2
+    figure = Figure(figsize=(12, 4 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    panels = figure.subplots(2, 2)
+    panels = figure.subplots(num_rows, 2)
     _draw_accuracy(panels[0][0], history=history)
     _draw_pair(
         panels[0][1],
@@ -38,6 +44,21 @@ def draw_curves(history: MetricHistory, *, path: Path, title: str) -> None:
         else ("learner/mismatch_kl_nats", "KL engine / learner (nats)"),
     )
     _draw_phases(panels[1][1], history=history)
+    if has_certainty:
+        _draw_pair(
+            panels[2][0],
+            history=history,
+            title="Certainty and accuracy",
+            left=(CERTAINTY, "self-certainty (nats)"),
+            right=("train/accuracy", "training accuracy"),
+        )
+        _draw_pair(
+            panels[2][1],
+            history=history,
+            title="Repetition",
+            left=("completion/distinct_2", "distinct 2-grams"),
+            right=("completion/repetition_4", "repeated 4-grams"),
+        )
     figure.savefig(path, dpi=110)
 
 

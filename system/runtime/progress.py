@@ -18,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 # Phases that come round in every update pass too quickly for a line of their own.
-PHASES_OF_AN_UPDATE = ("rollout", "batch", "train", "weight_sync", "checkpoint")
+PHASES_OF_AN_UPDATE = ("rollout", "score", "batch", "train", "weight_sync", "checkpoint")
 SHOWN_METRICS = (
     ("reward/mean", "reward", "{:.3f}"),
     ("train/accuracy", "accuracy", "{:.3f}"),
+    ("reward/self_certainty_mean", "certainty", "{:.3f}"),
     ("eval/accuracy_sampled", "held-out", "{:.3f}"),
     ("eval/accuracy_greedy", "held-out greedy", "{:.3f}"),
     ("rollout/tokens_per_second", "rollout tokens/s", "{:,.0f}"),
@@ -91,6 +92,13 @@ class Progress:
         elif is_due or policy_version == self._num_updates or "eval/accuracy_sampled" in metrics:
             self._last_line = time.monotonic()
             self._write_line(f"[{_duration(self._elapsed())}] {self._status()}")
+
+    def warn(self, message: str) -> None:
+        """A line of its own, above the live display."""
+        if self._live is None:
+            self._write_line(f"[{_duration(self._elapsed())}] {message}")
+        else:
+            self._guard_live(lambda: self._live.console.print(Text(message, style="bold red")) if self._live else None)
 
     def eta_seconds(self) -> float | None:
         """Expected time until the last update at the pace of this sitting; None before there is a pace."""

@@ -57,6 +57,11 @@ class Reporter:
         self._recorder.record_groups(groups, policy_version=policy_version)
         self._progress.update(policy_version, metrics=values)
 
+    def alert(self, title: str, *, text: str) -> None:
+        """Somebody should look at the run now: terminal and W&B."""
+        self._progress.warn(f"{title}: {text}")
+        self._tracker.alert(title, text=text)
+
     def record_evaluation(self, result: EvaluationResult) -> None:
         """The table of sampled completions; the figures are logged with their update."""
         self._tracker.log_completions(

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from credence_process import (
@@ -18,7 +19,7 @@ from credence_process import (
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
-INTUITOR = {
+INTUITOR: dict[str, Any] = {
     "run__num_updates": 5,
     "reward__verifier_weight": 0,
     "reward__self_certainty_weight": 1,
