@@ -9,14 +9,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
-from system.records import Completion, RewardTerm, ScoredGroup
-
-JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
+from system.data.group_files import JsonValue, group_as_json
+from system.records import ScoredGroup
 
 RECORDED_DISTRIBUTIONS = (
     "torch",
@@ -158,40 +157,6 @@ def describe_environment() -> dict[str, JsonValue]:
         "versions": {name: installed[name] for name in RECORDED_DISTRIBUTIONS if name in installed},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_has_changes": _git("status", "--porcelain", "--untracked-files=no") not in (None, ""),
-    }
-
-
-def group_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
-    """A scored group for reading: token ids and log-probabilities beside the text."""
-    return {
-        "group_id": group.group_id,
-        "prompt_id": group.prompt.prompt_id,
-        "prompt": group.prompt.text,
-        "prompt_token_ids": group.prompt.token_ids.tolist(),
-        "reference_answer": group.prompt.reference_answer,
-        "completions": [
-            _completion_as_json(completion, rewards=rewards)
-            for completion, rewards in zip(group.completions, group.rewards, strict=True)
-        ],
-    }
-
-
-def rewards_as_json(rewards: Iterable[RewardTerm]) -> dict[str, JsonValue]:
-    """Value by scorer, None where it is invalid."""
-    return {term.scorer: term.value if term.status == "ok" else None for term in rewards}
-
-
-def _completion_as_json(completion: Completion, *, rewards: Sequence[RewardTerm]) -> dict[str, JsonValue]:
-    return {
-        "index": completion.index,
-        "text": completion.text,
-        "rewards": rewards_as_json(rewards),
-        "reasons": {term.scorer: term.reason for term in rewards},
-        "finish_reason": completion.finish_reason,
-        "policy_version_starts": completion.policy_versions.starts.tolist(),
-        "policy_versions": completion.policy_versions.versions.tolist(),
-        "token_ids": completion.token_ids.tolist(),
-        "rollout_logprobs": [round(float(logprob), 6) for logprob in completion.rollout_logprobs],
     }
 
 

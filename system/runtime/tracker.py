@@ -18,10 +18,11 @@ from urllib.parse import urlparse
 import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
+from system.data.group_files import rewards_as_json
 from system.errors import ConfigError
 from system.metrics import X_AXIS_METRICS, MetricTable
 from system.records import ScoredGroup
-from system.runtime.recorder import JsonLinesFile, JsonValue, finite, rewards_as_json, write_json_atomically
+from system.runtime.recorder import JsonLinesFile, JsonValue, finite, write_json_atomically
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 ResolvedWandbMode = Literal["online", "offline", "disabled"]
