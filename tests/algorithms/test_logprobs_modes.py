@@ -117,6 +117,16 @@ def test_logits_far_from_zero_lose_nothing(offset: float, columns_per_chunk: int
     assert_equal(result, expected, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("gap", [50.0, 70.0, 200.0])
+def test_columns_of_no_weight_still_count_for_the_certainty(gap: float) -> None:
+    # z = (0, -gap x 4): p is 1 at the first, and KL(U || p) = 0.8 gap - log 5.
+    weight = torch.tensor([[0.0], [-gap], [-gap], [-gap], [-gap]])
+    result = token_statistics(torch.ones(2, 1), weight=weight, target_ids=torch.tensor([0, 3]))
+    torch.testing.assert_close(result.logprobs, torch.tensor([0.0, -gap]))
+    torch.testing.assert_close(result.entropy, torch.zeros(2), rtol=0.0, atol=1e-15)
+    torch.testing.assert_close(result.self_certainty, torch.full((2,), 0.8 * gap - math.log(5.0)))
+
+
 @pytest.mark.parametrize("columns_per_chunk", [1, 2, None])
 def test_extreme_logits_by_hand(columns_per_chunk: int | None) -> None:
     # z = (1e4, -1e4, 0, 1e4): two equal maxima share everything.
