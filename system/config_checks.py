@@ -53,7 +53,6 @@ AT_LEAST: dict[str, float] = {
     "scorer.threads_per_worker": 1,
     "scorer.cpus_per_worker": 0,
     "scorer.max_restarts": 0,
-    "guards.window_updates": 3,
     "algorithm.clip_high": 0,
     "algorithm.importance_cap": 1,  # a smaller cap would scale down samples that agree
     "algorithm.kl_coefficient": 0,

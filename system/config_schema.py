@@ -124,10 +124,10 @@ class ScorerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardsConfig:
-    action: Literal["warn", "stop"] = key(
-        "When a sign of reward hacking appears: alert and go on, or alert, save a checkpoint and end the run.", "warn"
+    action: Literal["warn", "stop", "off"] = key(
+        "When signs of reward hacking appear: alert and go on, or alert, evaluate, save a checkpoint and end the run.",
+        "warn",
     )
-    window_updates: int = key("Updates in each of the two windows that are compared.", 6)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.step_statistics import LEARNER_METRICS
+from system.algorithms.hacking_guards import GUARD_METRICS
 from system.config import dump_yaml, to_dict
 from system.config_environment import model_folder
 from system.config_resources import reward_weights
@@ -106,7 +107,7 @@ async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable
     recorder = Recorder(folder.path)
     recorder.write_config(dump_yaml(config))
     recorder.write_environment()
-    table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS)
+    table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS, GUARD_METRICS)
     tracker = Tracker(
         folder.path,
         table=table,

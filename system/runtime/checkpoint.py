@@ -17,6 +17,7 @@ from typing import TypedDict
 
 import numpy as np
 
+from system.algorithms.hacking_guards import GuardState
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
@@ -45,6 +46,7 @@ class RunState:
     completion_tokens: int  # trained on since the start
     seconds: float  # running time since the start, over all sittings
     canary_max_abs_diff: float
+    guards: GuardState | None  # what the guards against reward hacking have seen; None: nothing
 
 
 class CheckpointStore:
@@ -119,6 +121,7 @@ def load_run_state(checkpoint: Path) -> RunState:
             completion_tokens=data["completion_tokens"],
             seconds=data["seconds"],
             canary_max_abs_diff=data["canary_max_abs_diff"],
+            guards=data["guards"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as a run state: {error!r}. Resume from another one.") from error
@@ -133,6 +136,7 @@ def _to_json(state: RunState) -> dict[str, object]:
         "completion_tokens": state.completion_tokens,
         "seconds": state.seconds,
         "canary_max_abs_diff": state.canary_max_abs_diff,
+        "guards": state.guards,
     }
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from system.algorithms.hacking_guards import HackingGuards
 from system.algorithms.rewards import combine_rewards
 from system.config_schema import Config
 from system.data.batching import pack_batch
@@ -109,6 +110,9 @@ class Controller:
             completion_tokens=resumed.completion_tokens if resumed else 0,
             canary_max_abs_diff=resumed.canary_max_abs_diff if resumed else 0.0,
         )
+        self._guards = HackingGuards()
+        if resumed is not None and resumed.guards is not None:
+            self._guards.restore(resumed.guards)
         self._state = self._run_state()
         self._sampling = Sampling(
             temperature=config.rollout.temperature,
@@ -123,9 +127,11 @@ class Controller:
         """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
         try:
             async with asyncio.TaskGroup() as loops:
-                background = [loops.create_task(self._replace_loop(self._parts.rollout_pool))]
-                if self._parts.scoring_pool is not None:
-                    background.append(loops.create_task(self._replace_loop(self._parts.scoring_pool)))
+                parts, config = self._parts, self._config
+                background = [loops.create_task(self._replace_loop(parts.rollout_pool, config.rollout.num_workers))]
+                if parts.scoring_pool is not None:
+                    replacing = self._replace_loop(parts.scoring_pool, config.scorer.num_workers)
+                    background.append(loops.create_task(replacing))
                 await self._synchronise()
                 self._parts.buffer.version_published(self.outcome.policy_version)
                 if self.outcome.policy_version == 0:
@@ -194,7 +200,7 @@ class Controller:
                 await self._save_checkpoint()
 
     def _is_last(self) -> bool:
-        if self.outcome.policy_version >= self._config.run.num_updates:
+        if self.outcome.policy_version >= self._config.run.num_updates or self.outcome.stopped_by == "guards":
             return True
         limit = self._config.run.max_seconds
         if limit is not None and self._elapsed_seconds() > limit:
@@ -250,10 +256,24 @@ class Controller:
         self.outcome.completion_tokens += batch.num_loss_tokens
         await self._synchronise()
         self._add_totals()
+        self._watch_for_hacking()
         # before the next step's groups are leased: a synchronous checkpoint so has nothing in flight
         self._state = self._run_state()
         self._published_time = time.perf_counter()
         parts.buffer.version_published(result.policy_version)
+
+    def _watch_for_hacking(self) -> None:
+        """Alert, once for each sign that appears, when the policy seems to exploit its reward."""
+        action = self._config.guards.action
+        if action == "off":
+            return
+        report = self._guards.observe(self._metrics.reduce(), update=self.outcome.policy_version)
+        for name, value in report.metrics.items():
+            self._metrics.add(name, value)
+        for alarm in report.new_alarms:
+            self._reporter.alert("Possible reward hacking", text=alarm.message)
+            if action == "stop":
+                self.outcome.stopped_by = "guards"
 
     async def _synchronise(self) -> None:
         with self._phase("weight_sync"):
@@ -266,9 +286,8 @@ class Controller:
         self._metrics.add("weight_sync/num_receivers", report.num_receivers)
         self._metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
 
-    async def _replace_loop(self, pool: WorkerPool) -> None:
+    async def _replace_loop(self, pool: WorkerPool, num_workers: int) -> None:
         """Keep the configured number of workers of one pool alive."""
-        num_workers = len(pool.members)
         while True:
             await pool.wait_for_shortage(num_workers)
             try:
@@ -309,6 +328,7 @@ class Controller:
             completion_tokens=self.outcome.completion_tokens,
             seconds=self._elapsed_seconds(),
             canary_max_abs_diff=self.outcome.canary_max_abs_diff,
+            guards=self._guards.state(),
         )
 
     def _drop(self, group_id: int, *, reason: str) -> None:

@@ -86,6 +86,7 @@ def summarise(history: MetricHistory, *, outcome: RunOutcome, ledger: LedgerTota
             name.removeprefix("reward/invalid_"): history.total(name)
             for name in history.names(prefix="reward/invalid_")
         },
+        "alarms": _alarms(history),
         "ledger": ledger.as_json(),
         "ledger_balanced": ledger.is_balanced,
     }
@@ -123,12 +124,14 @@ def render_page(summary: Summary, *, folder: Path) -> str:
 
 def _cost_lines(summary: Summary) -> list[str]:
     by_phase = summary["seconds_by_phase"]
-    ledger, invalid = summary["ledger"], summary["invalid_rewards_by_reason"]
+    ledger, invalid, alarms = summary["ledger"], summary["invalid_rewards_by_reason"], summary["alarms"]
     assert isinstance(by_phase, dict)
     assert isinstance(ledger, dict)
     assert isinstance(invalid, dict)
+    assert isinstance(alarms, dict)
     total = sum(by_phase.values()) or 1.0
     reasons = ", ".join(f"{name} {_number(count, '{:.0f}')}" for name, count in invalid.items()) or "none"
+    signs = ", ".join(f"{rule} from update {version}" for rule, version in alarms.items()) or "none"
     balance = "balanced" if summary["ledger_balanced"] else "NOT BALANCED"
     return [
         "| time by phase | seconds | share |",
@@ -143,9 +146,20 @@ def _cost_lines(summary: Summary) -> list[str]:
         f"- Staleness mean {_number(summary['staleness_mean'], '{:.2f}')}, "
         f"max {_number(summary['staleness_max'], '{:.0f}')} versions.",
         f"- Invalid rewards: {reasons}.",
+        f"- Signs of reward hacking: {signs}.",
         f"- Groups: {ledger['leased']} leased = {ledger['trained']} trained + {ledger['dropped']} dropped "
         f"+ {ledger['in_flight']} in flight ({balance}); {ledger['regenerated']} generated again.",
     ]
+
+
+def _alarms(history: MetricHistory) -> dict[str, JsonValue]:
+    """The guards against reward hacking that turned on, each with the first update at which it was on."""
+    first_on: dict[str, JsonValue] = {}
+    for name in history.names(prefix="guard/"):
+        versions = [version for version, is_on in zip(*history.series(name), strict=True) if is_on]
+        if versions:
+            first_on[name.removeprefix("guard/")] = versions[0]
+    return first_on
 
 
 def _accuracy_row(label: str, *, summary: Summary, name: str) -> str:

@@ -155,6 +155,10 @@ class Tracker:
         if samples:
             self._wandb.log_table(samples, policy_version=policy_version)
 
+    def alert(self, title: str, *, text: str) -> None:
+        """Tells whoever watches the run in W&B, by mail or chat as their account is set up."""
+        self._wandb.alert(title, text=text)
+
     def close(self, *, exit_code: int = 0) -> None:
         """Ends the W&B run (offline in well under a second, online in at most 10 s) and closes the files."""
         self._wandb.finish(exit_code=exit_code)
@@ -212,6 +216,14 @@ class _WandbRun:
             self._send({COMPLETIONS_TABLE: wandb.Table(columns=columns, data=rows), axis: policy_version})
         except WANDB_FAILURES as error:
             self._count_failure("log completions", error=error)
+
+    def alert(self, title: str, *, text: str) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.alert(title=title, text=text, level=wandb.AlertLevel.WARN)
+        except WANDB_FAILURES as error:
+            self._count_failure("send an alert", error=error)
 
     def finish(self, *, exit_code: int) -> None:
         if self._run is None:

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from system.algorithms.hacking_guards import HackingGuards
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
@@ -22,6 +23,8 @@ def make_state(*, policy_version: int) -> RunState:
         reference_answer="2",
         task="gsm8k_chains",
     )
+    guards = HackingGuards()
+    guards.observe({"train/accuracy": 0.5}, update=1)
     return RunState(
         policy_version=policy_version,
         cursor=PromptCursor(num_visits=5, num_skipped=1),
@@ -30,6 +33,7 @@ def make_state(*, policy_version: int) -> RunState:
         completion_tokens=77,
         seconds=1.5,
         canary_max_abs_diff=2e-6,
+        guards=guards.state(),
     )
 
 
@@ -46,6 +50,7 @@ def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
     assert state.cursor == PromptCursor(num_visits=5, num_skipped=1)
     assert state.completion_tokens == 77
     assert state.seconds == 1.5
+    assert state.guards == make_state(policy_version=3).guards
     np.testing.assert_array_equal(state.outstanding[1].token_ids, [3, 1, 2])
     assert state.outstanding[1].prompt_id == "train/00001@4"
     restored = Ledger.restore(state.ledger)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from system.algorithms.hacking_guards import GUARD_METRICS
 from system.metrics import SYSTEM_METRICS, MetricTable
 from system.runtime.curves import draw_curves
 from system.runtime.ledger import Ledger, LedgerTotals
@@ -52,7 +53,7 @@ def totals(num_trained: int) -> LedgerTotals:
 
 
 def write_metrics(folder: Path, *, num_updates: int, evaluations: dict[int, dict[str, float]]) -> None:
-    table = MetricTable(SYSTEM_METRICS)
+    table = MetricTable(SYSTEM_METRICS, GUARD_METRICS)
     with JsonLinesFile(folder / "metrics.jsonl", keep_until_version=None) as lines:
         for version in range(num_updates + 1):
             values = dict(evaluations.get(version, {}))
@@ -66,6 +67,9 @@ def write_metrics(folder: Path, *, num_updates: int, evaluations: dict[int, dict
                     "reward/num_invalid": 2.0,
                     "reward/invalid_timeout": 2.0,
                     "weight_sync/bytes": 1000.0,
+                    "reward/self_certainty_mean": 2.0,
+                    "guard/length_collapse": float(version in (7, 8)),
+                    "guard/repetition": 0.0,
                 }
             assert all(table.find(name) for name in values)
             lines.append(
@@ -94,6 +98,8 @@ def test_summary_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
     assert summary["seconds_by_phase"]["rollout"] == pytest.approx(11 * 1.5)
     assert summary["staleness_max"] == 2.0
     assert summary["invalid_rewards_by_reason"] == {"timeout": 20.0}
+    assert summary["alarms"] == {"length_collapse": 7}
+    assert "- Signs of reward hacking: length_collapse from update 7." in page
     assert summary["ledger"]["leased"] == 21
     assert summary["ledger"]["dropped_by_reason"] == {"run_ended": 1}
     assert summary["ledger_balanced"] is True
