@@ -18,6 +18,8 @@ _USAGE = """usage: credence COMMAND ...
 
   train CONFIG... [key=value...] [--dry-run] [--resume RUN_DIR]   train a policy
   evaluate ...                                                    accuracy of a policy on held-out problems
+  select ...                                                      best of N by certainty, Borda, majority, chance
+  certainty-report ...                                            certainty of right against wrong completions
   warmstart ...                                                   build the small embedded policy from nothing
   config                                                          every configuration key with type and default
   --version
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "select": _select,
+        "certainty-report": _certainty_report,
         "warmstart": _warmstart,
         "config": _config,
     }
@@ -115,6 +119,18 @@ def _evaluate(arguments: list[str]) -> int:
     from system.evaluate import main as evaluate_main
 
     return evaluate_main(arguments)
+
+
+def _select(arguments: list[str]) -> int:
+    from system.select import main as select_main
+
+    return select_main(arguments)
+
+
+def _certainty_report(arguments: list[str]) -> int:
+    from system.certainty_report import main as certainty_report_main
+
+    return certainty_report_main(arguments)
 
 
 def _warmstart(arguments: list[str]) -> int:

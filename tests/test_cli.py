@@ -90,7 +90,8 @@ def test_config_lists_every_key(config_path: str, capsys: pytest.CaptureFixture[
 
 def test_unknown_commands_name_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
-    assert "unknown command 'trian', expected one of train, evaluate, warmstart, config" in capsys.readouterr().err
+    known = "train, evaluate, select, certainty-report, warmstart, config"
+    assert f"unknown command 'trian', expected one of {known}" in capsys.readouterr().err
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
