@@ -15,8 +15,8 @@ that the noise between updates does not explain (accuracy of 32 prompts differs 
 An update may have no accuracy (no labels): the rules then do without it. Where accuracy is known to have risen since
 the beginning of the run, another style than at the beginning is no alarm: the policy found a better one, not a hack.
 
-What to expect, from the simulated runs of the tests: collapses from a healthy plateau, and those that take 20 updates or
-more to halve accuracy, are nearly always seen before it has halved. A collapse that halves accuracy within the first
+What to expect, from the simulated runs of the tests: collapses from a healthy plateau, and those that take 20 updates
+or more to halve accuracy, are nearly always seen before it has halved. A collapse that halves accuracy within the first
 dozen updates of a run is seen in time only every other time: ten updates are needed to know what healthy looks like.
 Accuracy that falls while certainty and length stay where they are is no hacking, and no alarm.
 """
