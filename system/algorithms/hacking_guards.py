@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypedDict
 
-from system.algorithms.metric_changes import Change, HistoryState, Level, MetricHistory, Row, level
+from system.algorithms.metric_changes import Change, HistoryState, Level, Row, UpdateHistory, level
 from system.metrics import MetricDefinition
 
 Rule = Literal[
@@ -164,7 +164,7 @@ class HackingGuards:
 
     def __init__(self, thresholds: GuardThresholds | None = None) -> None:
         self._limits = thresholds or GuardThresholds()
-        self._history = MetricHistory(
+        self._history = UpdateHistory(
             num_first=self._limits.window, num_recent=max(self._limits.look_back, 2 * self._limits.slow_window)
         )
         self._certainty_source = ""

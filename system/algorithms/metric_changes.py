@@ -73,7 +73,7 @@ class Change:
         return self.relative <= -by and self.z <= -z
 
 
-class MetricHistory:
+class UpdateHistory:
     """The first and the latest updates of a run, and the noise of each metric.
 
     The noise is the von Neumann estimate from successive differences, which a slow drift hardly touches:
