@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits held at a time. On a CPU they should stay in the cache (4 MiB); a GPU wants few, large kernels (64 MiB).
-LOGITS_PER_CHUNK_CPU = 1 << 20
+# Logits held at a time. On a CPU they should stay in the cache (8 MiB); a GPU wants few, large kernels (64 MiB).
+LOGITS_PER_CHUNK_CPU = 1 << 21
 LOGITS_PER_CHUNK_GPU = 1 << 24
 TOKENS_PER_CHUNK = 1024  # each chunk of tokens reads the whole weight: fewer would wait for memory
 
