@@ -168,11 +168,10 @@ class WorkerPool:
         member.num_calls += 1
         call = getattr(member.actor, method).remote(*arguments)
         died = asyncio.create_task(member.died.wait())
+        answer = asyncio.ensure_future(within(call, who=member.name, what=what, seconds=self._group_seconds))
         try:
-            answer = asyncio.ensure_future(within(call, who=member.name, what=what, seconds=self._group_seconds))
             await asyncio.wait((answer, died), return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                answer.cancel()
                 raise WorkerDiedError(f"{member.name} was removed during '{what}'")
             return answer.result()
         except WORKER_FAILURES as error:
@@ -180,6 +179,7 @@ class WorkerPool:
             raise WorkerDiedError(f"{member.name} died during '{what}'") from error
         finally:
             died.cancel()
+            answer.cancel()  # else asyncio prints a traceback for the error of a call that nobody waits for any more
             member.num_calls -= 1
             if self._is_held or self.max_calls_per_worker is not None:
                 self._wake_waiters()
