@@ -108,7 +108,7 @@ class ScoringModel:
 
         The completions are packed end to end into passes of at most `tokens_per_pass` tokens, of this group alone:
         so the values do not depend on what else is scored at the time. Raises WeightSyncError when a broadcast broke
-        off, ValueError for logits that are not finite.
+        off, NotFiniteError.
         """
         self._adopt()
         sequences = [np.concatenate((group.prompt.token_ids, each.token_ids)) for each in group.completions]

@@ -22,7 +22,7 @@ from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepStatistics, step_metrics
 from system.algorithms.kl import k3_kl
-from system.algorithms.logprobs import TokenStatistics
+from system.algorithms.logprobs import TokenStatistics, require_finite
 from system.algorithms.masking import loss_token_weights, sequence_index, weighted_sum
 from system.algorithms.packed_attention import PackedLayout
 from system.algorithms.policy_loss import clipped_surrogate
@@ -141,6 +141,7 @@ class Learner:
         """This micro-batch's share of the global loss: sum_t w_t (surrogate_t + kl_t - entropy bonus_t)."""
         inputs = PackedInputs(micro_batch, device=self._engine.device)
         current = inputs.forward(self._engine.module, temperature=self._temperature)
+        require_finite(current, what=f"learner rank {self._rank}, policy version {self._policy_version}")
         policy_loss = clipped_surrogate(
             current.logprobs,
             rollout_logprobs=inputs.rollout_logprobs,

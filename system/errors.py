@@ -50,6 +50,10 @@ class LearnerDiedError(CredenceError):
     """A learner rank died; the run ends and can be resumed from its last checkpoint."""
 
 
+class NotFiniteError(CredenceError, FloatingPointError):
+    """Log-probabilities of the policy are NaN or infinite: its weights are broken."""
+
+
 class CheckpointError(CredenceError):
     """A checkpoint is missing, incomplete, or does not belong to this configuration."""
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from system.errors import NotFiniteError
+
 # Logits held at a time. On a CPU they should stay in the cache (8 MiB); a GPU wants few, large kernels (64 MiB).
 LOGITS_PER_CHUNK_CPU = 1 << 21
 LOGITS_PER_CHUNK_GPU = 1 << 24
@@ -97,7 +99,7 @@ def require_finite(statistics: TokenStatistics, *, what: str) -> None:
     """Refuses NaN and infinity; one reduction, and on a GPU one wait for it.
 
     `what` names the source in the message, for example "scorer, policy version 7".
-    Raises FloatingPointError that says how many positions are not finite, which is the first, and what to look at.
+    Raises NotFiniteError, which says how many positions are not finite, which is the first, and what to look at.
     """
     # Not finite as soon as one of the three is not.
     total = statistics.logprobs.detach() + statistics.entropy.detach() + statistics.self_certainty.detach()
@@ -108,7 +110,7 @@ def require_finite(statistics: TokenStatistics, *, what: str) -> None:
         return
     first = int(bad_positions[0])
     values = ", ".join(f"{name} {float(value[first]):g}" for name, value in statistics._asdict().items())
-    raise FloatingPointError(
+    raise NotFiniteError(
         f"{what}: {len(bad_positions)} of {len(total)} positions are not finite, the first is {first} ({values}). "
         "Either the hidden states or the LM head hold NaN or infinity (training diverged: lower the learning rate "
         "and go back to an earlier checkpoint; or float16 overflowed: use bfloat16 or float32), or a target id lies "

@@ -14,7 +14,7 @@ from transformers import Qwen2ForCausalLM
 from actors.scorers.self_certainty import SelfCertaintyScorer
 from actors.scoring_model import ScoringModel
 from system.config_schema import ScorerConfig
-from system.errors import CheckpointError, WeightSyncError
+from system.errors import CheckpointError, NotFiniteError, WeightSyncError
 from system.records import (
     Completion,
     CompletionGroup,
@@ -224,7 +224,7 @@ def test_logits_that_are_not_finite_are_refused(policy: Path) -> None:
     with torch.no_grad():
         sender.model.norm.weight[3] = math.nan
     broadcast(sender, model, policy_version=1)
-    with pytest.raises(FloatingPointError, match="scoring replica 0, group 4"):
+    with pytest.raises(NotFiniteError, match="scoring replica 0, group 4"):
         model.completion_statistics(make_group(), temperature=1.0)
     model.close()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from system.algorithms.logprobs import TokenStatistics, require_finite, token_statistics
+from system.errors import NotFiniteError
 
 CHUNKS = [(None, None), (3, 5), (1, 1), (64, 7)]  # (tokens, columns)
 
@@ -151,7 +152,7 @@ def test_a_hidden_state_that_is_not_finite_is_refused(value: float) -> None:
     hidden[9, 0] = value
     statistics = token_statistics(hidden, weight=weight, target_ids=target_ids, columns_per_chunk=5)
     message = r"scorer, policy version 7: 2 of 13 positions are not finite, the first is 4 \(logprobs nan.*diverged"
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(NotFiniteError, match=message):
         require_finite(statistics, what="scorer, policy version 7")
 
 
@@ -162,7 +163,7 @@ def test_a_weight_that_is_not_finite_is_refused(value: float, row: int) -> None:
     weight[row, 1] = value
     for num_real_tokens in (None, 20):  # also a padding column spoils the log-probabilities
         statistics = token_statistics(hidden, weight=weight, target_ids=target_ids, num_real_tokens=num_real_tokens)
-        with pytest.raises(FloatingPointError, match="13 of 13 positions are not finite, the first is 0"):
+        with pytest.raises(NotFiniteError, match="13 of 13 positions are not finite, the first is 0"):
             require_finite(statistics, what="learner")
 
 
@@ -171,7 +172,7 @@ def test_a_target_outside_the_vocabulary_is_refused(target_id: int) -> None:
     hidden, weight, target_ids = example()
     target_ids[12] = target_id
     statistics = token_statistics(hidden, weight=weight, target_ids=target_ids)
-    with pytest.raises(FloatingPointError, match="1 of 13 positions are not finite, the first is 12"):
+    with pytest.raises(NotFiniteError, match="1 of 13 positions are not finite, the first is 12"):
         require_finite(statistics, what="learner")
 
 
