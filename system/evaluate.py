@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 from collections.abc import Sequence
 
@@ -42,7 +43,11 @@ async def _evaluate(config: Config) -> None:
         await pools.start(config)
         task, tokenizer = make_task(config.task), load_tokenizer(config)
         evaluator = make_evaluator(config, task=task, tokenizer=tokenizer, pools=pools)
-        print(as_json(await evaluator.evaluate(policy_version=NO_POLICY_VERSION, is_final=True), config=config))
+        async with asyncio.TaskGroup() as tasks:
+            replacing = tasks.create_task(pools.rollouts.replace_loop(config.rollout.num_workers))
+            result = await evaluator.evaluate(policy_version=NO_POLICY_VERSION, is_final=True)
+            replacing.cancel()
+        print(as_json(result, config=config))
     finally:
         await pools.shutdown(seconds=_SHUTDOWN_SECONDS)
 

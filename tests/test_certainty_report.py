@@ -1,6 +1,7 @@
 """`credence certainty-report` on recorded groups: statistics worked out on paper, and what it refuses."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ HARD = [(9.0, 1.0), (1.0, 0.0), (2.0, 0.0), (10.0, 0.0), (50.0, None)]
 
 
 def line(
-    judgements: list[tuple[float, float | None]], *, scorers: tuple[str, ...] = ("self_certainty", "verifier")
+    judgements: Sequence[tuple[float, float | None]], *, scorers: tuple[str, ...] = ("self_certainty", "verifier")
 ) -> str:
     record: dict[str, Any] = {
         "prompt": "3+4:",

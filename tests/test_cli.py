@@ -32,7 +32,7 @@ def test_dry_run_prints_configuration_derivation_and_placement(
     output = capsys.readouterr().out
     assert "seed: 7" in output
     assert "sequences per rank   16 on 2 ranks" in output
-    assert "learner rank (DeepSpeed)      2" in output
+    assert "learner rank          2" in output
 
 
 def test_dry_run_imports_neither_torch_nor_ray(config_path: str) -> None:

@@ -138,7 +138,7 @@ async def _finish_in_order(
 ) -> None:
     """Run all of `work` at once and hand its groups over in order; meanwhile replace workers that die."""
     async with asyncio.TaskGroup() as tasks:
-        replace_loops = [tasks.create_task(_replace_loop(pool, num_workers=len(pool.members))) for pool in pools]
+        replace_loops = [tasks.create_task(pool.replace_loop(len(pool.members))) for pool in pools]
         groups = [tasks.create_task(each) for each in work]
         for group in groups:
             group.add_done_callback(lambda done: None if done.cancelled() or done.exception() else progress.advance())
@@ -146,13 +146,3 @@ async def _finish_in_order(
             on_group(await group)
         for loop in replace_loops:
             loop.cancel()
-
-
-async def _replace_loop(pool: WorkerPool, *, num_workers: int) -> None:
-    """Keep `num_workers` alive. Raises PoolExhaustedError when too many die."""
-    while True:
-        await pool.wait_for_shortage(num_workers)
-        try:
-            await pool.start_worker()
-        except WorkerDiedError as error:
-            _log.warning("%s; another one is started", error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +23,8 @@ from ray.exceptions import RayActorError
 from system.errors import CredenceError, DeadlineError, EngineFailedError
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
+
+_log = logging.getLogger(__name__)
 
 # the process is gone, or it lives but its engine does not
 WORKER_FAILURES = (RayActorError, EngineFailedError)
@@ -151,6 +154,15 @@ class WorkerPool:
                 f"{self.num_removed} {self.kind}s were lost in this run, more than {self.section}.max_restarts="
                 f"{self._max_restarts}. The last: {self._last_reason}"
             )
+
+    async def replace_loop(self, num_workers: int) -> None:
+        """Keep `num_workers` of a pool that receives no weights alive. Raises PoolExhaustedError when too many die."""
+        while True:
+            await self.wait_for_shortage(num_workers)
+            try:
+                await self.start_worker()
+            except WorkerDiedError as error:
+                _log.warning("%s; another one is started", error)
 
     async def hold(self) -> None:
         """Give out no calls until `release`, and wait for those in flight: the weights are about to change."""
