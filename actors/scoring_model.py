@@ -137,6 +137,8 @@ class ScoringModel:
         self._weights.restore(safetensors.torch.load(state))
 
     def save_state(self, directory: str) -> None:
+        """Write `export_state` into `directory`, which is made when it is not there."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
         (Path(directory) / _STATE_FILE).write_bytes(self.export_state())
 
     def load_state(self, directory: str) -> None:

@@ -25,16 +25,14 @@ from system.algorithms.certainty_statistics import (
     compare_certainty,
     compare_within_problems,
 )
+from system.algorithms.rewards import SELF_CERTAINTY, VERIFIER, find_term
 from system.completion_source import (
     COMPLETIONS_FILE,
-    SELF_CERTAINTY,
-    VERIFIER,
     load_monitored_config,
     new_folder,
     sample_held_out,
-    split_inputs,
-    term,
 )
+from system.config import split_inputs
 from system.data.group_files import FiledGroup, JsonValue, read_groups
 from system.errors import ConfigError
 from system.records import ScoredGroup
@@ -160,8 +158,8 @@ def judge(groups: Sequence[ScoredGroup]) -> JudgedCertainties:
     certainty, right, problem_ids, num_left_out = [], [], [], 0
     for number, group in enumerate(groups):
         for index in range(len(group.completions)):
-            verdict = term(group, index, scorer=VERIFIER)
-            certain = term(group, index, scorer=SELF_CERTAINTY)
+            verdict = find_term(group, index, scorer=VERIFIER)
+            certain = find_term(group, index, scorer=SELF_CERTAINTY)
             if verdict is None or certain is None or "invalid" in (verdict.status, certain.status):
                 num_left_out += 1
                 continue

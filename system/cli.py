@@ -7,9 +7,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from system.config import dump_yaml, load_config, load_resumed_config
+from system.config import dump_yaml, load_config, load_resumed_config, split_inputs
 from system.config_reference import reference_text
 from system.config_schema import Config
 from system.errors import ConfigError, CredenceError
@@ -81,7 +80,7 @@ def _train(arguments: list[str]) -> int:
         "--resume", metavar="RUN_DIR", help="continue this run; its own configuration is read from there"
     )
     options = parser.parse_intermixed_args(arguments)
-    paths, overrides = _sort_inputs(options.inputs)
+    paths, overrides = split_inputs(options.inputs)
     config = _load(paths, overrides=overrides, resume=options.resume)
     # Not before the configuration is known to be right: reading the embedded task takes a second.
     from system.plan import plan_text
@@ -94,12 +93,6 @@ def _train(arguments: list[str]) -> int:
     from system.train import main_train
 
     return main_train(config, resume=options.resume)
-
-
-def _sort_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates files from overrides; what has a '=' is an override unless a file of that name exists."""
-    paths = [text for text in inputs if "=" not in text or Path(text).is_file()]
-    return paths, [text for text in inputs if text not in paths]
 
 
 def _load(paths: Sequence[str], *, overrides: Sequence[str], resume: str | None) -> Config:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from system.algorithms.rewards import SELF_CERTAINTY, VERIFIER, find_term
 from system.config import load_config
 from system.config_environment import check_environment
 from system.config_schema import Config
@@ -20,7 +21,7 @@ from system.data.group_files import FiledGroup, group_as_json
 from system.data.prompts import evaluation_prompts
 from system.data.tasks import make_task
 from system.errors import ConfigError
-from system.records import RewardTerm, ScoredGroup
+from system.records import ScoredGroup
 from system.runtime.recorder import JsonLinesFile
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
     from system.runtime.held_out_groups import OnGroup
 
 COMPLETIONS_FILE = "completions.jsonl"
-VERIFIER = "verifier"
-SELF_CERTAINTY = "self_certainty"
-
-
-def split_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files and `key=value` overrides; what has a '=' is an override unless a file of that name exists."""
-    paths = [text for text in inputs if "=" not in text or Path(text).is_file()]
-    return paths, [text for text in inputs if text not in paths]
 
 
 def load_monitored_config(
@@ -145,22 +138,11 @@ def policy_tokenizer(config: Config) -> Tokenizer:
     return load_tokenizer(config)
 
 
-def term(group: ScoredGroup, index: int, *, scorer: str) -> RewardTerm | None:
-    """The scorer's term for one completion, None when it has none."""
-    return next((term for term in group.rewards[index] if term.scorer == scorer), None)
-
-
-def is_right(group: ScoredGroup, index: int) -> bool:
-    """Whether the verifier found the completion right; an invalid verdict counts as not right."""
-    verdict = term(group, index, scorer=VERIFIER)
-    return verdict is not None and verdict.status == "ok" and verdict.value == 1.0
-
-
 def is_scored(group: ScoredGroup) -> bool:
     """Whether every completion has a verdict and a certainty; a completion without tokens has no certainty."""
     for index, completion in enumerate(group.completions):
-        certainty = term(group, index, scorer=SELF_CERTAINTY)
-        if term(group, index, scorer=VERIFIER) is None or certainty is None:
+        certainty = find_term(group, index, scorer=SELF_CERTAINTY)
+        if find_term(group, index, scorer=VERIFIER) is None or certainty is None:
             return False
         if certainty.status == "invalid" and len(completion.token_ids):
             return False

@@ -71,6 +71,12 @@ class _Nothing:
         return "nothing"
 
 
+def split_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files and `key=value` overrides of a command line; what has a '=' is an override unless such a file exists."""
+    paths = [text for text in inputs if "=" not in text or Path(text).is_file()]
+    return paths, [text for text in inputs if text not in paths]
+
+
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, check_devices: bool = True) -> Config:
     """The validated configuration of files merged left to right, then `key=value` overrides.
 

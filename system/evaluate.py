@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 
 from actors.rollout_worker import NO_POLICY_VERSION
-from system.config import load_config
+from system.config import load_config, split_inputs
 from system.config_schema import Config
 from system.data.tasks import make_task
 from system.runtime.evaluator import EvaluationResult
@@ -28,11 +28,7 @@ def main(argv: Sequence[str]) -> int:
         "is a model too: model.path=RUN_DIR/checkpoints/update_000100/policy.",
     )
     parser.add_argument("arguments", nargs="+", metavar="CONFIG|key=value")
-    arguments = parser.parse_args(list(argv)).arguments
-    config = load_config(
-        [argument for argument in arguments if "=" not in argument],
-        [argument for argument in arguments if "=" in argument],
-    )
+    config = load_config(*split_inputs(parser.parse_args(list(argv)).arguments))
     stopped_by = run_on_ray(config, lambda: _evaluate(config))
     return 0 if stopped_by is None else 128 + stopped_by
 

@@ -1,6 +1,6 @@
 """Contracts between the layers: tasks, scorers, weight sources and sinks. No implementation lives here."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -76,12 +76,15 @@ class WeightSource(Protocol):
 
 
 class WeightSink(Protocol):
-    """A receiver: rollout engine or scoring replica. One sink may hold several group ranks (tensor parallel)."""
+    """A receiver: rollout engine or scoring replica. One sink may hold several group ranks (tensor parallel).
+
+    A rollout worker answers by coroutines, a scoring replica at once; through Ray both look the same.
+    """
 
     num_ranks: int
 
-    async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None: ...
+    def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> Awaitable[None] | None: ...
 
-    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus: ...
+    def receive_weights(self, manifest: WeightsManifest) -> Awaitable[ReceiverStatus] | ReceiverStatus: ...
 
-    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray: ...
+    def canary_logprobs(self, token_ids: Sequence[int]) -> Awaitable[FloatArray] | FloatArray: ...

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from actors.scorers.answers import answer_classes, read_answer, start_answer_sandbox
 from system.algorithms.pass_at_k import mean_with_interval, pass_at_k
+from system.algorithms.rewards import SELF_CERTAINTY, find_term, is_right
 from system.algorithms.voting import (
     MAJORITY,
     SelectionTable,
@@ -33,18 +34,15 @@ from system.algorithms.voting import (
 )
 from system.completion_source import (
     COMPLETIONS_FILE,
-    SELF_CERTAINTY,
     check_scorable,
-    is_right,
     is_scored,
     load_monitored_config,
     new_folder,
     policy_tokenizer,
     sample_held_out,
     score_again,
-    split_inputs,
-    term,
 )
+from system.config import split_inputs
 from system.config_schema import Config
 from system.data.group_files import FiledGroup, JsonValue, read_groups
 from system.data.tasks import make_task
@@ -230,7 +228,7 @@ def judge(groups: Sequence[ScoredGroup], *, config: Config) -> JudgedCompletions
 
 
 def _certainty(group: ScoredGroup, index: int) -> float:
-    certainty = term(group, index, scorer=SELF_CERTAINTY)
+    certainty = find_term(group, index, scorer=SELF_CERTAINTY)
     assert certainty is not None, "only scored groups are judged"
     return certainty.value if certainty.status == "ok" else np.nan
 

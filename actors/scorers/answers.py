@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from actors.scorers.sandbox import Sandbox, Verdict
 from system.interfaces import AnswerKind, Task
-from system.records import FinishReason, RewardStatus
+from system.records import CompletionGroup, FinishReason, RewardStatus
 
 MAX_ANSWER_CHARACTERS = 2_000
 
@@ -56,6 +56,39 @@ def read_answer(response: str, *, finish_reason: FinishReason, task: Task) -> An
     if len(text) > MAX_ANSWER_CHARACTERS:
         return Answer(text=None, reason="answer_too_long")
     return Answer(text=text, reason="")
+
+
+class AnswerScorer:
+    """What scorers that compare answers share: the task, a sandbox of their own, and how answers are read.
+
+    Args:
+        num_processes: children of this scorer.
+        timeout_seconds: wall clock for one comparison.
+        memory_limit_mib: address space of one child.
+
+    Raises:
+        ValueError, SandboxStartError: as in `Sandbox`.
+    """
+
+    def __init__(self, task: Task, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int) -> None:
+        self._task = task
+        self._sandbox = start_answer_sandbox(
+            task.answer_kind,
+            num_processes=num_processes,
+            timeout_seconds=timeout_seconds,
+            memory_limit_mib=memory_limit_mib,
+        )
+
+    def close(self) -> None:
+        """End the child processes. Safe to call again."""
+        self._sandbox.close()
+
+    def _read_answers(self, group: CompletionGroup) -> list[Answer]:
+        """The answer of each completion."""
+        return [
+            read_answer(completion.text, finish_reason=completion.finish_reason, task=self._task)
+            for completion in group.completions
+        ]
 
 
 def start_answer_sandbox(

@@ -18,53 +18,28 @@ where the verifier did not get to know: a formula that takes too long to compare
 completions are left out of the group's statistics and are counted by reason.
 """
 
-from actors.scorers.answers import Answer, read_answer, start_answer_sandbox
+from actors.scorers.answers import Answer, AnswerScorer
 from actors.scorers.sandbox import Verdict
-from system.interfaces import Task
 from system.records import CompletionGroup, RewardTerm
 
 
-class MathVerifier:
+class MathVerifier(AnswerScorer):
     """Scorer that compares extracted answers with the reference by math-verify or as exact rationals.
 
     `task.answer_kind` chooses which. Each distinct answer of a group is checked once, all of them in one
     round trip to the children.
-
-    Args:
-        num_processes: children of this verifier.
-        timeout_seconds: wall clock for one answer.
-        memory_limit_mib: address space of one child.
-
-    Raises:
-        ValueError, SandboxStartError: as in `Sandbox`.
     """
 
     name = "verifier"
 
-    def __init__(self, task: Task, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int) -> None:
-        self._task = task
-        self._sandbox = start_answer_sandbox(
-            task.answer_kind,
-            num_processes=num_processes,
-            timeout_seconds=timeout_seconds,
-            memory_limit_mib=memory_limit_mib,
-        )
-
     def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's check."""
-        answers = [
-            read_answer(completion.text, finish_reason=completion.finish_reason, task=self._task)
-            for completion in group.completions
-        ]
+        answers = self._read_answers(group)
         # dict, not set: the order of the checks, and with it who is blamed for a crash, must be reproducible.
         distinct = list(dict.fromkeys(answer.text for answer in answers if answer.text is not None))
         verdicts = self._sandbox.run([(text, group.prompt.reference_answer) for text in distinct])
         verdict_of = dict(zip(distinct, verdicts, strict=True))
         return tuple(self._term(answer, verdict_of=verdict_of) for answer in answers)
-
-    def close(self) -> None:
-        """End the child processes. Safe to call again."""
-        self._sandbox.close()
 
     def _term(self, answer: Answer, *, verdict_of: dict[str, Verdict]) -> RewardTerm:
         if answer.text is None:

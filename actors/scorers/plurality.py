@@ -21,50 +21,24 @@ throughout. How classes are made is said in `answers.answer_classes`.
 
 from collections import Counter
 
-from actors.scorers.answers import ClassifiedAnswer, answer_classes, read_answer, start_answer_sandbox
-from system.interfaces import Task
+from actors.scorers.answers import AnswerScorer, ClassifiedAnswer, answer_classes
 from system.records import CompletionGroup, RewardTerm
 
 
-class PluralityScorer:
-    """Scorer that rewards agreement with the group's plurality answer.
-
-    Args:
-        num_processes: children of this scorer.
-        timeout_seconds: wall clock for one comparison of two answers.
-        memory_limit_mib: address space of one child.
-
-    Raises:
-        ValueError, SandboxStartError: as in `Sandbox`.
-    """
+class PluralityScorer(AnswerScorer):
+    """Scorer that rewards agreement with the group's plurality answer."""
 
     name = "plurality"
 
-    def __init__(self, task: Task, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int) -> None:
-        self._task = task
-        self._sandbox = start_answer_sandbox(
-            task.answer_kind,
-            num_processes=num_processes,
-            timeout_seconds=timeout_seconds,
-            memory_limit_mib=memory_limit_mib,
-        )
-
     def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's comparisons."""
-        answers = [
-            read_answer(completion.text, finish_reason=completion.finish_reason, task=self._task)
-            for completion in group.completions
-        ]
+        answers = self._read_answers(group)
         classified = answer_classes(answers, sandbox=self._sandbox)
         votes = Counter(answer.class_index for answer in classified if answer.class_index >= 0)
         most_votes = max(votes.values(), default=0)
         return tuple(
             self._term(answer, is_plurality=votes[answer.class_index] == most_votes > 0) for answer in classified
         )
-
-    def close(self) -> None:
-        """End the child processes. Safe to call again."""
-        self._sandbox.close()
 
     def _term(self, answer: ClassifiedAnswer, *, is_plurality: bool) -> RewardTerm:
         return RewardTerm(

@@ -9,7 +9,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from system.algorithms.advantages import group_advantages
-from system.records import BoolArray, FloatArray, RewardTerm
+from system.records import BoolArray, FloatArray, RewardTerm, ScoredGroup
+
+# Names of scorers that somebody asks for.
+VERIFIER = "verifier"
+SELF_CERTAINTY = "self_certainty"
+
+
+def find_term(group: ScoredGroup, index: int, *, scorer: str) -> RewardTerm | None:
+    """The scorer's term for one completion, None when it has none."""
+    return next((term for term in group.rewards[index] if term.scorer == scorer), None)
+
+
+def is_right(group: ScoredGroup, index: int) -> bool:
+    """Whether the verifier found the completion right; an invalid verdict counts as not right."""
+    verdict = find_term(group, index, scorer=VERIFIER)
+    return verdict is not None and verdict.status == "ok" and verdict.value == 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

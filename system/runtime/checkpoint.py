@@ -102,10 +102,7 @@ def policy_directory(checkpoint: Path) -> Path:
 
 
 def scorer_directory(checkpoint: Path) -> Path:
-    """What scorers have gathered beyond the newest weights; made when it is first asked for."""
-    directory = checkpoint / "scorer"
-    directory.mkdir(exist_ok=True)
-    return directory
+    return checkpoint / "scorer"
 
 
 def load_run_state(checkpoint: Path) -> RunState:

@@ -49,7 +49,7 @@ from system.runtime.rollout_pool import RolloutPool
 from system.runtime.scoring_pool import ScoringPool
 from system.runtime.step_metrics import add_batch_metrics, add_group_metrics
 from system.runtime.weight_sync import WeightSync
-from system.runtime.worker_pool import WorkerDiedError, WorkerPool
+from system.runtime.worker_pool import PoolMember, WorkerDiedError
 
 _log = logging.getLogger(__name__)
 
@@ -128,10 +128,10 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as loops:
                 parts, config = self._parts, self._config
-                background = [loops.create_task(self._replace_loop(parts.rollout_pool, config.rollout.num_workers))]
+                replacing = [parts.rollout_pool.replace_loop(config.rollout.num_workers, admit=self._admit)]
                 if parts.scoring_pool is not None:
-                    replacing = self._replace_loop(parts.scoring_pool, config.scorer.num_workers)
-                    background.append(loops.create_task(replacing))
+                    replacing.append(parts.scoring_pool.replace_loop(config.scorer.num_workers, admit=self._admit))
+                background = [loops.create_task(loop) for loop in replacing]
                 await self._synchronise()
                 self._parts.buffer.version_published(self.outcome.policy_version)
                 if self.outcome.policy_version == 0:
@@ -286,20 +286,12 @@ class Controller:
         self._metrics.add("weight_sync/num_receivers", report.num_receivers)
         self._metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
 
-    async def _replace_loop(self, pool: WorkerPool, num_workers: int) -> None:
-        """Keep the configured number of workers of one pool alive."""
-        while True:
-            await pool.wait_for_shortage(num_workers)
-            try:
-                member = await pool.start_worker()
-            except WorkerDiedError as error:
-                _log.warning("%s; another one is started", error)
-                continue
-            if pool is self._parts.scoring_pool:
-                await self._parts.scoring_pool.copy_state(member)
-            if pool.receives_weights:
-                await self._parts.weight_sync.synchronise()
-            _log.warning("%s has joined and serves", member.name)
+    async def _admit(self, member: PoolMember) -> None:
+        """Bring a worker that replaces another one to the newest weights."""
+        if member.pool is self._parts.scoring_pool:
+            await self._parts.scoring_pool.copy_state(member)
+        if member.pool.receives_weights:
+            await self._parts.weight_sync.synchronise()
 
     async def _evaluate(self, *, is_final: bool) -> EvaluationResult:
         with self._phase("evaluate"):

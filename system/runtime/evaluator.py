@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from system.algorithms.pass_at_k import mean_with_interval, pass_at_k
+from system.algorithms.rewards import is_right
 from system.config_schema import EvaluationConfig
 from system.metrics import Metric
 from system.records import Prompt, Sampling, ScoredGroup
@@ -128,7 +129,7 @@ def summarise(
         for completion in group.completions:
             versions = set(completion.policy_versions.versions.tolist())
             assert versions == {policy_version}, f"evaluation of version {policy_version} was answered by {versions}"
-    right = [[_is_right(group, index) for index in range(len(group.completions))] for group in sampled]
+    right = [[is_right(group, index) for index in range(len(group.completions))] for group in sampled]
     num_completions = len(right[0])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if 1 < k <= num_completions]
     completions = [completion for group in sampled for completion in group.completions]
@@ -137,7 +138,7 @@ def summarise(
         num_problems=len(sampled),
         num_completions=num_completions,
         sampled=Accuracy(**mean_with_interval([float(np.mean(row)) for row in right])),
-        greedy=Accuracy(**mean_with_interval([float(_is_right(group, 0)) for group in greedy])),
+        greedy=Accuracy(**mean_with_interval([float(is_right(group, 0)) for group in greedy])),
         pass_at={
             k: float(np.mean([pass_at_k(num_samples=num_completions, num_correct=sum(row), k=k) for row in right]))
             for k in ks
@@ -147,7 +148,3 @@ def summarise(
         num_invalid=sum(term.status == "invalid" for group in sampled for row in group.rewards for term in row),
         groups=tuple(sampled),
     )
-
-
-def _is_right(group: ScoredGroup, index: int) -> bool:
-    return any(term.scorer == "verifier" and term.status == "ok" and term.value == 1.0 for term in group.rewards[index])

@@ -8,7 +8,7 @@ import asyncio
 from dataclasses import replace
 
 from system.errors import WeightSyncError
-from system.records import CompletionGroup, RewardTerm, ScoredGroup
+from system.records import CompletionGroup, ScoredGroup
 from system.runtime.reward_pool import RewardPool
 from system.runtime.scoring_pool import ScoringPool
 
@@ -67,9 +67,4 @@ def lag_versions(group: ScoredGroup, *, policy_version: int) -> int:
 
 def scored_by(group: ScoredGroup) -> set[int]:
     """Policy versions of the weights that scored the group; rules have none."""
-    return {term.policy_version for row in group.rewards for term in row if has_weights(term)}
-
-
-def has_weights(term: RewardTerm) -> bool:
-    """Whether the term comes from a scorer with weights of the policy."""
-    return term.policy_version >= 0
+    return {term.policy_version for row in group.rewards for term in row if term.policy_version >= 0}

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from system.algorithms.rewards import VERIFIER
 from system.algorithms.text_statistics import distinct_n, repetition_n
 from system.data.samples import ScoredSamples, staleness
 from system.metrics import MetricSet
 from system.records import TrainingBatch
 from system.runtime.group_scoring import scored_by
-
-VERIFIER = "verifier"
 
 
 def add_group_metrics(metrics: MetricSet, scored: Sequence[ScoredSamples], *, policy_version: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -155,14 +155,23 @@ class WorkerPool:
                 f"{self._max_restarts}. The last: {self._last_reason}"
             )
 
-    async def replace_loop(self, num_workers: int) -> None:
-        """Keep `num_workers` of a pool that receives no weights alive. Raises PoolExhaustedError when too many die."""
+    async def replace_loop(
+        self, num_workers: int, *, admit: Callable[[PoolMember], Awaitable[None]] | None = None
+    ) -> None:
+        """Keep `num_workers` alive. Raises PoolExhaustedError when too many die.
+
+        `admit` brings a new worker that receives weights to where it may serve; None: it serves what it has loaded.
+        """
         while True:
             await self.wait_for_shortage(num_workers)
             try:
-                await self.start_worker()
+                member = await self.start_worker()
             except WorkerDiedError as error:
                 _log.warning("%s; another one is started", error)
+                continue
+            if admit is not None:
+                await admit(member)
+            _log.warning("%s has joined and serves", member.name)
 
     async def hold(self) -> None:
         """Give out no calls until `release`, and wait for those in flight: the weights are about to change."""
