@@ -7,7 +7,7 @@
 | loop        | waits for                                   | who wakes it                                     |
 |-------------|---------------------------------------------|--------------------------------------------------|
 | prompt_loop | `wait_for_slot`: the next step is in reach  | `version_published`, `drop`, a stale group's drop |
-| batch_loop  | `next_batch`: prompts_per_step fresh groups | `put`                                            |
+| batch_loop  | `next_batch`: prompts_per_step fresh groups | `put`, `drop`                                    |
 | both        |                                             | `close`, with BufferClosedError                  |
 
 A slot belongs to step `first + (trained + outstanding) // prompts_per_step`, where outstanding groups are leased,
@@ -15,6 +15,11 @@ buffered or in a batch that is not trained yet. It is granted when that step is 
 ahead of the published one. With `max_staleness=0` the groups of step s are leased only once version s is
 published, which makes the same code synchronous. Nobody can wait for ever on a healthy run: the current step
 always has prompts_per_step slots, and a group that ends without training gives its slot back.
+
+A batch takes the groups that were leased first, and does not leave so many behind that a later batch would find one
+of them stale: it waits for slow ones. Otherwise quick groups would overtake them, and long completions would be
+trained less often than short ones. Once all groups in flight are ready, there is room for each: before version v + 1
+is published, at most prompts_per_step slots for each step up to v + max_staleness are granted.
 """
 
 import asyncio
@@ -59,6 +64,9 @@ class GroupBuffer:
         self._num_trained = 0  # since this object was made: a resumed run may use another prompts_per_step
         self._num_reserved = 0  # granted slots that are not leased yet
         self._ready: dict[int, ScoredGroup] = {}
+        # group_id of an outstanding group -> published version when it was leased: none of its tokens is older.
+        # By ascending group_id and version, because both only grow.
+        self._leased_at = dict.fromkeys(sorted(ledger.in_flight_group_ids()), published_version)
         self._is_closed = False
         self._changed = asyncio.Event()
 
@@ -81,13 +89,14 @@ class GroupBuffer:
 
         Raises BufferClosedError after `close`.
         """
-        await self._wait_until(self._is_slot_free)
+        await self._wait_until(lambda: self._num_free_slots() > 0)
         self._num_reserved += 1
 
     def lease(self, group_id: int) -> None:
         """Turns a reserved slot into a leased group."""
         assert self._num_reserved > 0, "lease without wait_for_slot"
         self._ledger.lease(group_id)
+        self._leased_at[group_id] = self._published_version
         self._num_reserved -= 1
 
     def release_slot(self) -> None:
@@ -106,19 +115,20 @@ class GroupBuffer:
         """Ends a group that is in flight; its slot is free again."""
         self._ledger.drop(group_id, reason=reason)
         self._ready.pop(group_id, None)
+        self._leased_at.pop(group_id, None)
         self._wake_waiters()
 
     async def next_batch(self) -> list[ScoredGroup]:
         """Waits for prompts_per_step groups and returns them by ascending group_id.
 
-        The oldest policy versions go first. Groups that are more than `max_staleness` versions behind the policy
-        that this batch will train are dropped as "stale". Raises BufferClosedError after `close`.
+        Groups that were leased first go first, and slow ones are waited for in time. Groups that are more than
+        `max_staleness` versions behind the policy that this batch will train are nevertheless dropped as "stale":
+        a run that was resumed with other batch sizes may hold some. Raises BufferClosedError after `close`.
         """
         await self._wait_until(self._is_batch_ready)
-        oldest_first = sorted(self._ready.values(), key=lambda group: (min_policy_version(group), group.group_id))
-        batch = sorted(oldest_first[: self._prompts_per_step], key=lambda group: group.group_id)
+        batch = [self._ready.pop(group_id) for group_id in sorted(self._ready)[: self._prompts_per_step]]
         for group in batch:
-            del self._ready[group.group_id]
+            del self._leased_at[group.group_id]
         self._next_batch_version += 1
         return batch
 
@@ -140,15 +150,27 @@ class GroupBuffer:
         self._is_closed = True
         self._wake_waiters()
 
-    def _is_slot_free(self) -> bool:
-        step = self._first_version + (self._num_trained + self.num_outstanding) // self._prompts_per_step
-        if self._num_updates is not None and step >= self._num_updates:
-            return False
-        return step - self._published_version <= self._max_staleness
+    def _num_free_slots(self) -> int:
+        num_steps = self._published_version + self._max_staleness + 1
+        if self._num_updates is not None:
+            num_steps = min(num_steps, self._num_updates)
+        num_slots = (num_steps - self._first_version) * self._prompts_per_step
+        return max(0, num_slots - self._num_trained - self.num_outstanding)
 
     def _is_batch_ready(self) -> bool:
         self._drop_stale()
-        return len(self._ready) >= self._prompts_per_step
+        if len(self._ready) < self._prompts_per_step:
+            return False
+        num_to_lease = self._num_reserved + self._num_free_slots()
+        if len(self._ready) == len(self._leased_at) and num_to_lease == 0:
+            return True  # nothing that it would help to wait for
+        batch = set(sorted(self._ready)[: self._prompts_per_step])
+        left_behind = [version for group_id, version in self._leased_at.items() if group_id not in batch]
+        left_behind += [self._published_version] * num_to_lease
+        return all(
+            self._next_batch_version + 1 + index // self._prompts_per_step <= version + self._max_staleness
+            for index, version in enumerate(left_behind)
+        )
 
     def _drop_stale(self) -> None:
         # Measured against the version that the batch will train, not the published one: while a step is being

@@ -77,7 +77,7 @@ def test_first_slots_reach_max_staleness_steps_ahead(max_staleness: int) -> None
     assert asyncio.run(main()) == 2 * (max_staleness + 1)
 
 
-def test_batch_takes_oldest_versions_first_and_is_sorted_by_group_id() -> None:
+def test_batch_takes_the_first_leased_groups_and_is_sorted_by_group_id() -> None:
     async def main() -> None:
         ledger = Ledger()
         buffer = GroupBuffer(ledger, prompts_per_step=2, max_staleness=2)
@@ -85,15 +85,15 @@ def test_batch_takes_oldest_versions_first_and_is_sorted_by_group_id() -> None:
             await buffer.wait_for_slot()
             buffer.lease(group_id)
             ledger.mark_generated(group_id)
-        for group_id, versions in ((1, (2, 2)), (3, (2, 0)), (0, (1, 2)), (2, (1, 1))):
-            buffer.put(scored_group(group_id, versions=versions))
-        assert [group.group_id for group in await buffer.next_batch()] == [0, 3]
-        assert [group.group_id for group in await buffer.next_batch()] == [1, 2]
+        for group_id in (3, 1, 0, 2):
+            buffer.put(scored_group(group_id))
+        assert [group.group_id for group in await buffer.next_batch()] == [0, 1]
+        assert [group.group_id for group in await buffer.next_batch()] == [2, 3]
 
     asyncio.run(main())
 
 
-def test_stale_group_is_dropped_and_its_slot_refilled() -> None:
+def test_batch_waits_for_a_slow_group_that_the_next_batch_could_not_take() -> None:
     async def main() -> None:
         ledger = Ledger()
         buffer = GroupBuffer(ledger, prompts_per_step=1, max_staleness=1)
@@ -101,26 +101,36 @@ def test_stale_group_is_dropped_and_its_slot_refilled() -> None:
             await buffer.wait_for_slot()
             buffer.lease(group_id)
             ledger.mark_generated(group_id)
-        for version, group_id in ((1, 1), (2, 2)):  # group 0 is overtaken twice
-            if group_id not in ledger.in_flight_group_ids():
-                await buffer.wait_for_slot()
-                buffer.lease(group_id)
-                ledger.mark_generated(group_id)
-            buffer.put(scored_group(group_id, versions=(version - 1,)))
-            buffer.mark_trained(await buffer.next_batch())
-            buffer.version_published(version)
+        buffer.put(scored_group(1))  # group 1 overtakes group 0: batch 1 may still take both
+        buffer.mark_trained(await buffer.next_batch())
+        buffer.version_published(1)
         await buffer.wait_for_slot()
-        buffer.lease(3)
-        assert not await is_granted(buffer)
+        buffer.lease(2)
+        ledger.mark_generated(2)
+        buffer.put(scored_group(2, versions=(1,)))
         waiting = asyncio.create_task(buffer.next_batch())
-        buffer.put(scored_group(0, versions=(0,)))
+        await asyncio.sleep(0)
+        assert not waiting.done()  # batch 2 could not take group 0 any more
+        buffer.put(scored_group(0))
+        assert [group.group_id for group in await waiting] == [0]
+        assert ledger.totals().dropped == 0
+
+    asyncio.run(main())
+
+
+def test_batch_goes_on_when_the_slow_group_is_dropped() -> None:
+    async def main() -> None:
+        ledger = Ledger()
+        for group_id in (0, 1):
+            ledger.lease(group_id)
+        buffer = GroupBuffer(ledger, prompts_per_step=1, max_staleness=0)  # as a resumed run finds them
+        ledger.mark_generated(0)
+        buffer.put(scored_group(0))
+        waiting = asyncio.create_task(buffer.next_batch())
         await asyncio.sleep(0)
         assert not waiting.done()
-        assert ledger.totals().dropped_by_reason == {"stale": 1}
-        assert await is_granted(buffer)
-        ledger.mark_generated(3)
-        buffer.put(scored_group(3, versions=(2,)))
-        assert [group.group_id for group in await waiting] == [3]
+        buffer.drop(1, reason="timeout")
+        assert [group.group_id for group in await asyncio.wait_for(waiting, timeout=1)] == [0]
 
     asyncio.run(main())
 
@@ -205,6 +215,28 @@ def test_restored_buffer_counts_groups_in_flight() -> None:
             restored.mark_generated(group_id)
             buffer.put(scored_group(group_id, versions=(3,)))
         assert [group.group_id for group in await buffer.next_batch()] == [6, 7]
+
+    asyncio.run(main())
+
+
+def test_restored_groups_that_no_batch_has_room_for_are_dropped_as_stale() -> None:
+    async def main() -> None:
+        ledger = Ledger()
+        for group_id in range(3):
+            ledger.lease(group_id)
+        buffer = GroupBuffer(ledger, prompts_per_step=1, max_staleness=0)  # the run before had larger batches
+        for group_id in range(3):
+            ledger.mark_generated(group_id)
+            buffer.put(scored_group(group_id))
+        batch = await asyncio.wait_for(buffer.next_batch(), timeout=1)
+        assert [group.group_id for group in batch] == [0]
+        buffer.mark_trained(batch)
+        buffer.version_published(1)
+        waiting = asyncio.create_task(buffer.next_batch())
+        await asyncio.sleep(0)
+        assert ledger.totals().dropped_by_reason == {"stale": 2}
+        await fill(buffer, ledger, group_ids=range(3, 4), version=1)
+        assert [group.group_id for group in await asyncio.wait_for(waiting, timeout=1)] == [3]
 
     asyncio.run(main())
 
@@ -322,7 +354,6 @@ def test_staleness_bound_holds_under_random_interleavings(seed: int, max_stalene
     asyncio.run(run.run())
     totals = run.ledger.totals()
     assert totals.trained == 30 * (1 + seed % 4)
+    assert "stale" not in totals.dropped_by_reason
     run.ledger.drop_in_flight(reason="run_ended")
     assert run.ledger.totals().leased == run.ledger.totals().trained + run.ledger.totals().dropped
-    if max_staleness == 0:
-        assert "stale" not in totals.dropped_by_reason
