@@ -127,11 +127,11 @@ class RewardActor:
 
     def __init__(self, *, task: TaskConfig, reward: RewardConfig) -> None:
         from actors.reward_worker import RewardWorker
-        from actors.scorers.math_verifier import MathVerifier
+        from actors.scorers.answer_verifier import AnswerVerifier
         from actors.scorers.plurality import PluralityScorer
         from system.data.tasks import make_task
 
-        kinds: list[type[MathVerifier] | type[PluralityScorer]] = [MathVerifier]
+        kinds: list[type[AnswerVerifier] | type[PluralityScorer]] = [AnswerVerifier]
         if reward.plurality_weight is not None:
             kinds.append(PluralityScorer)
         scorers: list[Scorer] = [

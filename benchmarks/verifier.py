@@ -16,8 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from actors.reward_worker import RewardWorker
+from actors.scorers.answer_verifier import AnswerVerifier
 from actors.scorers.math_check import check_math
-from actors.scorers.math_verifier import MathVerifier
 from actors.scorers.rational_check import check_rational
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.interfaces import AnswerKind
@@ -78,7 +78,7 @@ def make_group(answer_kind: AnswerKind, *, group_id: int) -> CompletionGroup:
 def measure_worker(answer_kind: AnswerKind, *, num_processes: int) -> tuple[float, float]:
     """Seconds to start, and checks per second."""
     start = time.perf_counter()
-    verifier = MathVerifier(
+    verifier = AnswerVerifier(
         LastLineTask(answer_kind),
         num_processes=num_processes,
         timeout_seconds=TIMEOUT_SECONDS,

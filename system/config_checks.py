@@ -1,14 +1,15 @@
-"""Ranges and contradictions: what a typed configuration may still get wrong.
+"""Contradictions: what a typed configuration may still get wrong. The ranges of numbers are in config_ranges.py.
 
 Called by system/config.py once all keys have a value of their type. One function for each section; each raises
 ConfigError for the first mistake that it finds.
 """
 
+import math
 import re
 from dataclasses import fields
-from typing import Any
 
 from system.config_environment import check_environment
+from system.config_ranges import check_ranges
 from system.config_reference import config_keys
 from system.config_resources import reward_weights, uses_scoring_replicas
 from system.config_schema import (
@@ -25,86 +26,6 @@ from system.config_schema import (
 )
 from system.errors import ConfigError
 
-# Largest and smallest value of every numeric key; null passes where the type allows it.
-AT_LEAST: dict[str, float] = {
-    "run.seed": 0,
-    "run.num_updates": 1,
-    "task.validation_size": 0,
-    "task.max_train_steps": 1,
-    "batch.prompts_per_step": 1,
-    "batch.completions_per_prompt": 1,
-    "batch.tokens_per_microbatch": 1,
-    "rollout.num_workers": 1,
-    "rollout.tensor_parallel_size": 1,
-    "rollout.top_k": 0,
-    "rollout.max_prompt_tokens": 1,
-    "rollout.max_completion_tokens": 1,
-    "rollout.max_sequences": 1,
-    "rollout.cpus_per_worker": 0,
-    "rollout.max_restarts": 0,
-    "reward.num_workers": 1,
-    "reward.processes_per_worker": 1,
-    "reward.memory_limit_mib": 128,  # below that the verifier's libraries cannot be loaded
-    "reward.cpus_per_worker": 0,
-    "scorer.num_workers": 1,
-    "scorer.lag_versions": 0,
-    "scorer.max_lag_versions": 0,
-    "scorer.tokens_per_pass": 1,
-    "scorer.threads_per_worker": 1,
-    "scorer.cpus_per_worker": 0,
-    "scorer.max_restarts": 0,
-    "algorithm.clip_high": 0,
-    "algorithm.importance_cap": 1,  # a smaller cap would scale down samples that agree
-    "algorithm.kl_coefficient": 0,
-    "algorithm.entropy_coefficient": 0,
-    "learner.num_ranks": 1,
-    "learner.zero_stage": 0,
-    "learner.weight_decay": 0,
-    "learner.threads_per_rank": 1,
-    "learner.cpus_per_rank": 0,
-    "weight_sync.bucket_mib": 1,
-    "controller.max_staleness": 0,
-    "checkpoint.every_updates": 1,
-    "checkpoint.keep": 1,
-    "evaluation.every_updates": 1,
-    "evaluation.num_problems": 1,
-    "evaluation.num_problems_final": 1,
-    "evaluation.completions_per_problem": 1,
-    "evaluation.completions_per_problem_final": 1,
-    "tracker.completions_per_table": 0,
-}
-ABOVE_ZERO = (
-    "run.max_seconds",
-    "rollout.temperature",
-    "rollout.top_p",
-    "rollout.kv_cache_gib",
-    "rollout.gpu_memory_utilization",
-    "rollout.start_timeout_seconds",
-    "rollout.group_timeout_seconds",
-    "reward.timeout_seconds",
-    "reward.group_timeout_seconds",
-    "scorer.temperature",
-    "scorer.gpus_per_worker",
-    "scorer.start_timeout_seconds",
-    "scorer.group_timeout_seconds",
-    "learner.learning_rate",
-    "learner.adam_epsilon",
-    "learner.max_grad_norm",
-    "learner.start_timeout_seconds",
-    "learner.step_timeout_seconds",
-    "weight_sync.timeout_seconds",
-    "weight_sync.canary_tolerance_nats",
-    "evaluation.temperature",
-)
-FRACTIONS = ("scorer.ema_decay", "algorithm.clip_low", "learner.warmup_ratio", "learner.final_lr_ratio")
-# A reward may also be given a negative weight.
-ANY_NUMBER = ("reward.verifier_weight", "reward.self_certainty_weight", "reward.plurality_weight")
-AT_MOST: dict[str, float] = {
-    "run.seed": 2**31 - 1,
-    "rollout.top_p": 1,
-    "rollout.gpu_memory_utilization": 1,
-    "learner.zero_stage": 3,
-}
 # bfloat16 keeps 8 bits: a log-probability of a few nats is known to about this much at best.
 _SMALLEST_BFLOAT16_TOLERANCE = 0.01
 
@@ -117,6 +38,8 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     check_batch(config)
     check_rollout(config.rollout)
     check_reward(config.reward)
+    if config.task.name == "code":
+        check_programs(config.reward, completions_per_prompt=config.batch.completions_per_prompt)
     check_scorer(config)
     check_algorithm(config.algorithm)
     check_learner(config.learner)
@@ -124,27 +47,6 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     check_cluster(config.cluster)
     if check_devices:
         check_environment(config)
-
-
-def check_ranges(config: Config) -> None:
-    """Every number lies in its range."""
-    for key in config_keys():
-        section, name = key.split(".")
-        value: Any = getattr(getattr(config, section), name)
-        if value is None:
-            continue
-        if key in AT_LEAST and value < AT_LEAST[key]:
-            raise _out_of_range(key, value, expected=f"at least {AT_LEAST[key]:g}")
-        if key in AT_MOST and value > AT_MOST[key]:
-            raise _out_of_range(key, value, expected=f"at most {AT_MOST[key]:g}")
-        if key in ABOVE_ZERO and value <= 0:
-            raise _out_of_range(key, value, expected="a number above 0")
-        if key in FRACTIONS and not 0 <= value <= 1:
-            raise _out_of_range(key, value, expected="a number from 0 to 1")
-
-
-def _out_of_range(key: str, value: object, *, expected: str) -> ConfigError:
-    return ConfigError(key, given=value, expected=expected, fix=f"change {key} in the file or on the command line")
 
 
 def check_run(run: RunConfig) -> None:
@@ -264,6 +166,26 @@ def check_reward(reward: RewardConfig) -> None:
             given=reward.timeout_seconds,
             expected=f"less than reward.group_timeout_seconds={reward.group_timeout_seconds:g}",
             fix="lower it, or raise reward.group_timeout_seconds",
+        )
+
+
+def check_programs(reward: RewardConfig, *, completions_per_prompt: int) -> None:
+    """What a task whose answers are programs cannot do."""
+    if reward.plurality_weight is not None:
+        raise ConfigError(
+            "reward.plurality_weight",
+            given=reward.plurality_weight,
+            expected="null with task.name=code, as programs cannot be compared with each other",
+            fix="reward.plurality_weight=null",
+        )
+    rounds = math.ceil(completions_per_prompt / reward.processes_per_worker)
+    if rounds * reward.timeout_seconds >= reward.group_timeout_seconds:
+        raise ConfigError(
+            "reward.group_timeout_seconds",
+            given=reward.group_timeout_seconds,
+            expected=f"more than {rounds} * reward.timeout_seconds = {rounds * reward.timeout_seconds:g}, what a group "
+            "of programs that never end takes with task.name=code",
+            fix="raise it, or reward.processes_per_worker",
         )
 
 

@@ -34,7 +34,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    name: Literal["gsm8k_chains", "gsm8k", "math"] = key("Which task to train on.")
+    name: Literal["gsm8k_chains", "gsm8k", "math", "code"] = key("Which task to train on.")
     train_path: str | None = key("Local .jsonl or .parquet with training rows; null: embedded data or dataset.", None)
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)

@@ -16,7 +16,8 @@ from system.records import (
 )
 
 Split = Literal["train", "validation", "test"]
-AnswerKind = Literal["rational", "math"]  # exact rational comparison, or math-verify on text
+# exact rational comparison, math-verify on text, or a program that is run on tests (they are the reference answer)
+AnswerKind = Literal["rational", "math", "code"]
 
 
 class Tokenizer(Protocol):

@@ -43,7 +43,7 @@ from system.completion_source import (
     score_again,
 )
 from system.config import split_inputs
-from system.config_schema import Config
+from system.config_schema import Config, TaskConfig
 from system.data.group_files import FiledGroup, JsonValue, read_groups
 from system.data.tasks import make_task
 from system.errors import ConfigError
@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     _check_options(options, powers=powers)
     paths, overrides = split_inputs(options.inputs)
     config = load_monitored_config(paths, overrides=overrides, command="select", check_devices=not options.completions)
+    _check_task(config.task)
     filed = _read_file(options.completions, config=config, limit=options.num_completions) if options.completions else []
     default = Path(config.run.directory) / f"select-{config.run.name}"
     folder = new_folder(options.output, default=default, files=_FILES)
@@ -156,6 +157,16 @@ def _check_options(options: argparse.Namespace, *, powers: Sequence[float]) -> N
             "--power", given=", ".join(f"{power:g}" for power in powers), expected="different numbers from 0 to 100",
             fix="e.g. --power 0.3 --power 1.2",
         )  # fmt: skip
+
+
+def _check_task(task: TaskConfig) -> None:
+    if make_task(task).answer_kind == "code":
+        raise ConfigError(
+            "task.name",
+            given=task.name,
+            expected="a task whose answers can be compared, as votes are counted over equal answers",
+            fix="credence certainty-report takes programs as well",
+        )
 
 
 def _read_file(path: str, *, config: Config, limit: int | None) -> list[FiledGroup]:

@@ -17,8 +17,8 @@ from system.config import (
     load_resumed_config,
     to_dict,
 )
-from system.config_checks import ABOVE_ZERO, ANY_NUMBER, AT_LEAST, AT_MOST, FRACTIONS
 from system.config_environment import joins_cluster, num_visible_gpus
+from system.config_ranges import ABOVE_ZERO, ANY_NUMBER, AT_LEAST, AT_MOST, FRACTIONS
 from system.config_reference import config_keys, describe_type, nearest_key, reference_text
 from system.config_schema import ClusterConfig, Config
 from system.errors import ConfigError
@@ -129,7 +129,7 @@ def test_resumable_keys_exist() -> None:
 def test_every_number_of_the_schema_has_a_range() -> None:
     ranged = {*AT_LEAST, *ABOVE_ZERO, *FRACTIONS, *ANY_NUMBER}
     numeric = {key.name for key in config_keys().values() if "number" in describe_type(key.annotation)}
-    assert numeric - ranged == {"learner.adam_betas"}, "give these keys a range in system/config_checks.py"
+    assert numeric - ranged == {"learner.adam_betas"}, "give these keys a range in system/config_ranges.py"
     assert set(AT_MOST) <= ranged
     assert ranged <= set(config_keys())
 

@@ -13,11 +13,32 @@ from system.interfaces import AnswerKind, Task
 from system.records import CompletionGroup, FinishReason, RewardStatus
 
 MAX_ANSWER_CHARACTERS = 2_000
+MAX_PROGRAM_CHARACTERS = 16_000
+# A program's own limit ends before the sandbox's: a slow program is wrong, a check that hangs is invalid.
+_GRACE_SECONDS = 2.0
 
-# By name: only the children import these, so that sympy is not loaded in a reward worker.
-_CHECKS: dict[AnswerKind, str] = {
-    "math": "actors.scorers.math_check:check_math",
-    "rational": "actors.scorers.rational_check:check_rational",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerCheck:
+    """How answers of one kind are checked against a reference."""
+
+    function: str  # by name: only the children import it, so that sympy is not loaded in a reward worker
+    max_characters: int
+    has_time_limit: bool  # it takes its limit as third argument and keeps it itself
+
+
+ANSWER_CHECKS: dict[AnswerKind, AnswerCheck] = {
+    "math": AnswerCheck(
+        function="actors.scorers.math_check:check_math", max_characters=MAX_ANSWER_CHARACTERS, has_time_limit=False
+    ),
+    "rational": AnswerCheck(
+        function="actors.scorers.rational_check:check_rational",
+        max_characters=MAX_ANSWER_CHARACTERS,
+        has_time_limit=False,
+    ),
+    "code": AnswerCheck(
+        function="actors.scorers.code_check:check_code", max_characters=MAX_PROGRAM_CHARACTERS, has_time_limit=True
+    ),
 }
 # A harmless number that every answer is compared with before answers meet each other: one that hangs, eats memory
 # or crashes the comparison does so here, where nobody else can be blamed for it.
@@ -53,7 +74,7 @@ def read_answer(response: str, *, finish_reason: FinishReason, task: Task) -> An
     text = task.extract_answer(response)
     if not text:
         return Answer(text=None, reason="no_answer")
-    if len(text) > MAX_ANSWER_CHARACTERS:
+    if len(text) > ANSWER_CHECKS[task.answer_kind].max_characters:
         return Answer(text=None, reason="answer_too_long")
     return Answer(text=text, reason="")
 
@@ -72,6 +93,7 @@ class AnswerScorer:
 
     def __init__(self, task: Task, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int) -> None:
         self._task = task
+        self._limit_argument = (repr(timeout_seconds),) if ANSWER_CHECKS[task.answer_kind].has_time_limit else ()
         self._sandbox = start_answer_sandbox(
             task.answer_kind,
             num_processes=num_processes,
@@ -90,15 +112,20 @@ class AnswerScorer:
             for completion in group.completions
         ]
 
+    def _check(self, texts: Sequence[str], *, reference: str) -> list[Verdict]:
+        """One verdict for each answer, in the same order."""
+        return self._sandbox.run([(text, reference, *self._limit_argument) for text in texts])
+
 
 def start_answer_sandbox(
     answer_kind: AnswerKind, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int
 ) -> Sandbox:
-    """Children whose check is `(answer, reference)`, by math-verify or as exact rationals; errors as in `Sandbox`."""
+    """Children whose check is `(answer, reference)`, or `(answer, reference, limit)`; errors as in `Sandbox`."""
+    check = ANSWER_CHECKS[answer_kind]
     return Sandbox(
-        _CHECKS[answer_kind],
+        check.function,
         num_processes=num_processes,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=timeout_seconds + (_GRACE_SECONDS if check.has_time_limit else 0.0),
         memory_limit_mib=memory_limit_mib,
     )
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from actors.reward_worker import RewardWorker
-from actors.scorers.math_verifier import MathVerifier
+from actors.scorers.answer_verifier import AnswerVerifier
 from system.records import CompletionGroup, RewardTerm
 from tests.actors.scorers.answer_tasks import HashTask, group_of
 
@@ -46,7 +46,7 @@ class BrokenScorer(LengthScorer):
 
 
 def test_terms_stand_in_the_order_of_completions_and_scorers() -> None:
-    verifier = MathVerifier(HashTask("rational"), num_processes=1, timeout_seconds=20.0, memory_limit_mib=256)
+    verifier = AnswerVerifier(HashTask("rational"), num_processes=1, timeout_seconds=20.0, memory_limit_mib=256)
     worker = RewardWorker([verifier, LengthScorer("length", events=[])])
     group = group_of(["#72", "48/2=24", "#7"], reference="72")
     scored = worker.score(group)
@@ -59,7 +59,7 @@ def test_terms_stand_in_the_order_of_completions_and_scorers() -> None:
 
 
 def test_hostile_responses_give_terms_and_no_exception() -> None:
-    verifier = MathVerifier(HashTask("rational"), num_processes=1, timeout_seconds=20.0, memory_limit_mib=256)
+    verifier = AnswerVerifier(HashTask("rational"), num_processes=1, timeout_seconds=20.0, memory_limit_mib=256)
     worker = RewardWorker([verifier])
     responses = ["", "#", "#\x00", "#\ud800", "#" + "9" * 1_000_000, "#1e999999999", "\u202e#72", "#72"]
     scored = worker.score(group_of(responses, reference="72"))

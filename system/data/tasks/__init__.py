@@ -1,9 +1,14 @@
 """The tasks by name. Adding one: a file here with its class, an entry below, its name in TaskConfig, a test."""
 
+from collections.abc import Callable
+from functools import partial
+
 from system.config_schema import TaskConfig
+from system.data.tasks.code import CodeTask
 from system.data.tasks.gsm8k import Gsm8kTask
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
+from system.data.tasks.text_task import TextTask
 from system.errors import ConfigError
 from system.interfaces import Task
 
@@ -21,8 +26,8 @@ def _make_chains(config: TaskConfig) -> Task:
     return Gsm8kChainsTask(validation_size=config.validation_size, max_train_steps=config.max_train_steps)
 
 
-def _make_gsm8k(config: TaskConfig) -> Task:
-    return Gsm8kTask(
+def _make_text_task(kind: type[TextTask], config: TaskConfig) -> Task:
+    return kind(
         train_path=config.train_path,
         test_path=config.test_path,
         dataset=config.dataset,
@@ -30,16 +35,12 @@ def _make_gsm8k(config: TaskConfig) -> Task:
     )
 
 
-def _make_math(config: TaskConfig) -> Task:
-    return MathTask(
-        train_path=config.train_path,
-        test_path=config.test_path,
-        dataset=config.dataset,
-        validation_size=config.validation_size,
-    )
-
-
-TASK_FACTORIES = {"gsm8k_chains": _make_chains, "gsm8k": _make_gsm8k, "math": _make_math}
+TASK_FACTORIES: dict[str, Callable[[TaskConfig], Task]] = {
+    "gsm8k_chains": _make_chains,
+    "gsm8k": partial(_make_text_task, Gsm8kTask),
+    "math": partial(_make_text_task, MathTask),
+    "code": partial(_make_text_task, CodeTask),
+}
 
 
 def make_task(config: TaskConfig) -> Task:

@@ -32,6 +32,7 @@ class TextTask(ABC):
 
     name: str
     answer_kind: AnswerKind = "math"
+    instruction = INSTRUCTION
     expected_row: str  # for messages: what a row has to hold
 
     def __init__(
@@ -107,7 +108,7 @@ class TextTask(ABC):
         return problem
 
     def prompt_text(self, problem: Problem, *, tokenizer: Tokenizer) -> str:
-        return chat_prompt(problem.question, instruction=INSTRUCTION, tokenizer=tokenizer)
+        return chat_prompt(problem.question, instruction=self.instruction, tokenizer=tokenizer)
 
     def cut_steps(self, response: str) -> list[int]:
         """One step a paragraph."""

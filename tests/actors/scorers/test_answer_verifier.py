@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.scorers.answer_verifier import AnswerVerifier
 from actors.scorers.answers import MAX_ANSWER_CHARACTERS
-from actors.scorers.math_verifier import MathVerifier
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from tests.actors.scorers.answer_tasks import HashTask, group_of
 
@@ -118,9 +118,9 @@ MODEL_FAILURES = [
 ]
 
 
-def new_verifier(answer_kind: str, *, timeout_seconds: float, num_processes: int = 1) -> MathVerifier:
+def new_verifier(answer_kind: str, *, timeout_seconds: float, num_processes: int = 1) -> AnswerVerifier:
     assert answer_kind in ("rational", "math")
-    return MathVerifier(
+    return AnswerVerifier(
         HashTask("rational" if answer_kind == "rational" else "math"),
         num_processes=num_processes,
         timeout_seconds=timeout_seconds,
@@ -129,20 +129,20 @@ def new_verifier(answer_kind: str, *, timeout_seconds: float, num_processes: int
 
 
 @pytest.fixture(scope="module")
-def rational_verifier() -> Iterator[MathVerifier]:
+def rational_verifier() -> Iterator[AnswerVerifier]:
     verifier = new_verifier("rational", timeout_seconds=20.0)
     yield verifier
     verifier.close()
 
 
 @pytest.fixture(scope="module")
-def math_verifier() -> Iterator[MathVerifier]:
+def math_verifier() -> Iterator[AnswerVerifier]:
     verifier = new_verifier("math", timeout_seconds=20.0)
     yield verifier
     verifier.close()
 
 
-def check(verifier: MathVerifier, answer: str, *, reference: str, expected: tuple[str, str]) -> None:
+def check(verifier: AnswerVerifier, answer: str, *, reference: str, expected: tuple[str, str]) -> None:
     (term,) = verifier.score(group_of([f"#{answer}"], reference=reference))
     assert (term.status, term.reason) == expected
     assert term.value == (1.0 if expected == RIGHT else 0.0)
@@ -151,13 +151,13 @@ def check(verifier: MathVerifier, answer: str, *, reference: str, expected: tupl
 
 @pytest.mark.parametrize(("answer", "reference", "expected"), RATIONAL_ANSWERS)
 def test_rational_answers(
-    rational_verifier: MathVerifier, answer: str, reference: str, expected: tuple[str, str]
+    rational_verifier: AnswerVerifier, answer: str, reference: str, expected: tuple[str, str]
 ) -> None:
     check(rational_verifier, answer, reference=reference, expected=expected)
 
 
 @pytest.mark.parametrize(("answer", "reference", "expected"), MATH_ANSWERS)
-def test_math_answers(math_verifier: MathVerifier, answer: str, reference: str, expected: tuple[str, str]) -> None:
+def test_math_answers(math_verifier: AnswerVerifier, answer: str, reference: str, expected: tuple[str, str]) -> None:
     check(math_verifier, answer, reference=reference, expected=expected)
 
 
@@ -182,23 +182,23 @@ def test_a_response_without_a_readable_answer_is_wrong_and_not_invalid(answer_ki
     assert {(term.status, term.value) for term in terms} == {("ok", 0.0)}
 
 
-def test_a_megabyte_before_the_answer_does_not_matter(rational_verifier: MathVerifier) -> None:
+def test_a_megabyte_before_the_answer_does_not_matter(rational_verifier: AnswerVerifier) -> None:
     response, reason = MODEL_FAILURES[-1]
     (term,) = rational_verifier.score(group_of([response], reference="72"))
     assert (term.status, term.reason) == ("ok", reason)
 
 
-def test_a_number_cut_at_the_length_limit_is_no_answer(rational_verifier: MathVerifier) -> None:
+def test_a_number_cut_at_the_length_limit_is_no_answer(rational_verifier: AnswerVerifier) -> None:
     terms = rational_verifier.score(group_of(["48/2=24\n48+", "#72"], reference="72", finish_reason="length"))
     assert [(term.status, term.value, term.reason) for term in terms] == [("ok", 0.0, "truncated")] * 2
 
 
-def test_a_formula_cut_at_the_length_limit_is_judged_by_what_it_states(math_verifier: MathVerifier) -> None:
+def test_a_formula_cut_at_the_length_limit_is_judged_by_what_it_states(math_verifier: AnswerVerifier) -> None:
     terms = math_verifier.score(group_of(["48/2", "#72"], reference="72", finish_reason="length"))
     assert [(term.value, term.reason) for term in terms] == [(0.0, "no_answer"), (1.0, "right")]
 
 
-def test_terms_keep_the_order_of_the_completions_when_answers_repeat(rational_verifier: MathVerifier) -> None:
+def test_terms_keep_the_order_of_the_completions_when_answers_repeat(rational_verifier: AnswerVerifier) -> None:
     responses = ["#1", "#72", "none", "#72", "#x", "#1", "#72.0"]
     terms = rational_verifier.score(group_of(responses, reference="72"))
     assert [term.reason for term in terms] == [
@@ -206,20 +206,20 @@ def test_terms_keep_the_order_of_the_completions_when_answers_repeat(rational_ve
     ]  # fmt: skip
 
 
-def test_a_reference_that_is_too_long_is_invalid_and_not_zero(rational_verifier: MathVerifier) -> None:
+def test_a_reference_that_is_too_long_is_invalid_and_not_zero(rational_verifier: AnswerVerifier) -> None:
     (term,) = rational_verifier.score(group_of(["#72"], reference="7" * 100_000))
     assert (term.status, term.reason) == ("invalid", "too_long")
 
 
 def test_a_small_memory_limit_fails_at_start_instead_of_judging_answers() -> None:
     with pytest.raises(ValueError, match="memory_limit_mib"):
-        MathVerifier(HashTask("math"), num_processes=1, timeout_seconds=1.0, memory_limit_mib=16)
+        AnswerVerifier(HashTask("math"), num_processes=1, timeout_seconds=1.0, memory_limit_mib=16)
 
 
 def test_the_solutions_of_the_chains_task_are_right_and_other_answers_wrong() -> None:
     task = Gsm8kChainsTask()
     problems = task.load("test")[:300]
-    verifier = MathVerifier(task, num_processes=1, timeout_seconds=20.0, memory_limit_mib=512)
+    verifier = AnswerVerifier(task, num_processes=1, timeout_seconds=20.0, memory_limit_mib=512)
     for problem in problems:
         group = group_of([problem.solution, problem.solution + "1", "#"], reference=problem.reference_answer)
         assert [term.reason for term in verifier.score(group)] == ["right", "wrong", "no_answer"]
@@ -227,7 +227,7 @@ def test_the_solutions_of_the_chains_task_are_right_and_other_answers_wrong() ->
 
 
 @pytest.mark.skipif(not (DATA / "math" / "math500_test.jsonl").exists(), reason="MATH-500 is not at hand")
-def test_every_reference_of_math_500_equals_itself_and_not_its_neighbour(math_verifier: MathVerifier) -> None:
+def test_every_reference_of_math_500_equals_itself_and_not_its_neighbour(math_verifier: AnswerVerifier) -> None:
     lines = (DATA / "math" / "math500_test.jsonl").read_text(encoding="utf-8").splitlines()
     references = [json.loads(line)["answer"] for line in lines]
     num_right = num_neighbour_right = 0
