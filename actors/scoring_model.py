@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from actors.scoring_weights import AveragedWeights, LaggedWeights, NewestWeights, ScoringWeights
+from system.algorithms.answer_trees import AnswerTree, PackedTrees, split_answers
 from system.algorithms.logprobs import TokenStatistics, require_finite
 from system.algorithms.packed_attention import PackedLayout
 from system.config_schema import ScorerConfig
@@ -126,6 +127,28 @@ class ScoringModel:
                 for logprob, entropy_, certainty in zip(logprobs, entropy, self_certainty, strict=True)
             ]
         return statistics
+
+    def answer_logprobs(self, trees: Sequence[AnswerTree], *, temperature: float) -> list[FloatArray]:
+        """log pi of every answer token of every tree under the weights that score: float32[S+1, K+1, A] each, nats.
+
+        0 behind an answer's end. The trees are packed into passes of at most `tokens_per_pass` tokens. Raises
+        WeightSyncError when a broadcast broke off, NotFiniteError.
+        """
+        self._adopt()
+        tables: list[FloatArray] = []
+        for members in _passes([tree.num_tokens for tree in trees], budget=self._config.tokens_per_pass):
+            together = [trees[index] for index in members]
+            packed = PackedTrees.build(together, device=self._device)
+            with torch.no_grad():
+                statistics = TokenStatistics(
+                    *self._model(
+                        packed.token_ids, packed.position_ids, packed.layout, packed.predictor_index,
+                        packed.target_ids, temperature,
+                    )
+                )  # fmt: skip
+            require_finite(statistics, what=f"{self._name}, answers")
+            tables += split_answers(statistics.logprobs.cpu().numpy(), trees=together)
+        return tables
 
     def export_state(self) -> bytes:
         """What the mode has gathered (past weights, average), for another replica or a checkpoint."""

@@ -2,11 +2,14 @@
 
 Linear layers, norms and the LM head see N packed tokens. Attention alone gathers the sequences into a few
 right-padded blocks of similar length and scatters the result back. Right padding needs no mask: a causal
-query never looks at a later key. Used by the learner on CPU and GPU alike, through transformers' attention
-interface: whoever loads a model registers `packed_attention` and `no_attention_mask` there under the name
+query never looks at a later key. Sequences that are trees (answer_trees.py) bring a mask each.
+
+Used by the learner and the scoring replicas on CPU and GPU alike, through transformers' attention interface:
+whoever loads a model registers `packed_attention` and `no_attention_mask` there under the name
 `PACKED_ATTENTION` and passes `packed_layout=PackedLayout.build(...)` to the model's forward pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +31,7 @@ class PackedBlock:
     gather: Tensor  # int64[B_c * L_c], packed position of each cell; padding repeats the sequence's last token
     num_sequences: int  # B_c
     max_length: int  # L_c
+    mask: Tensor | None = None  # bool[B_c, 1, L_c, L_c], query x key; None: causal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,11 +40,22 @@ class PackedLayout:
 
     blocks: tuple[PackedBlock, ...]
     scatter: Tensor  # int64[N], cell (blocks end to end) of each packed token
-    max_length: int
+    max_length: int  # positions of the longest sequence
 
     @classmethod
-    def build(cls, sequence_starts: Tensor, *, device: torch.device) -> "PackedLayout":
-        """Groups sequences by length into blocks. `sequence_starts` int[B+1] on the CPU; tensors land on `device`."""
+    def build(
+        cls,
+        sequence_starts: Tensor,
+        *,
+        device: torch.device,
+        masks: Sequence[Tensor] | None = None,
+        max_position: int | None = None,
+    ) -> "PackedLayout":
+        """Groups sequences by length into blocks. `sequence_starts` int[B+1] on the CPU; tensors land on `device`.
+
+        `masks`: bool[L, L] of each sequence, query x key, every row with a key; None: all are causal. With masks,
+        `max_position` is the largest position id, which no longer is the length less 1.
+        """
         starts = sequence_starts.long()
         lengths = starts.diff()
         if len(starts) < 2 or int(starts[0]) != 0 or bool((lengths < 1).any()):
@@ -58,10 +73,25 @@ class PackedLayout:
             cell = cells + torch.arange(gather.numel()).view_as(gather)
             scatter[gather[is_token]] = cell[is_token]
             cells += gather.numel()
+            mask = None if masks is None else _padded_masks([masks[each] for each in members]).to(device)
             blocks.append(
-                PackedBlock(gather=gather.flatten().to(device), num_sequences=len(members), max_length=max_length)
+                PackedBlock(
+                    gather=gather.flatten().to(device), num_sequences=len(members), max_length=max_length, mask=mask
+                )
             )
-        return cls(blocks=tuple(blocks), scatter=scatter.to(device), max_length=int(lengths.max()))
+        longest = int(lengths.max()) if max_position is None else max_position + 1
+        return cls(blocks=tuple(blocks), scatter=scatter.to(device), max_length=longest)
+
+
+def _padded_masks(longest_first: Sequence[Tensor]) -> Tensor:
+    """bool[B_c, 1, L_c, L_c]; padding asks as the last query does, and is seen by none."""
+    max_length = len(longest_first[0])
+    padded = torch.zeros(len(longest_first), 1, max_length, max_length, dtype=torch.bool)
+    for sequence, mask in enumerate(longest_first):
+        length = len(mask)
+        padded[sequence, 0, :length, :length] = mask
+        padded[sequence, 0, length:, :length] = mask[-1]
+    return padded
 
 
 def _similar_lengths(longest_first: list[int], lengths: list[int]) -> list[list[int]]:
@@ -95,7 +125,7 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **_other_arguments_of_transformers: object,
 ) -> tuple[Tensor, None]:
-    """softmax(q k^T * scaling) v within each packed sequence, causal.
+    """softmax(q k^T * scaling) v within each packed sequence, causal or by the layout's masks.
 
     `query` [1, H, N, D], `key` and `value` [1, H_kv, N, D]; returns [1, N, H, D]. Grouped-query heads are
     shared by H / H_kv queries. Raises ValueError for what would silently compute something else: an attention
@@ -120,7 +150,8 @@ def packed_attention(
             block_query,
             block_key,
             block_value,
-            is_causal=True,
+            attn_mask=block.mask,
+            is_causal=block.mask is None,
             scale=scaling,
             enable_gqa=num_heads != num_key_heads,
         )
