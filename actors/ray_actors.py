@@ -10,9 +10,11 @@ import os
 from collections.abc import Sequence
 
 from system.config_environment import model_folder
-from system.config_schema import ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
+from system.config_schema import BeliefConfig, ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
 from system.interfaces import Scorer
 from system.records import (
+    AnswerHypotheses,
+    BeliefTrace,
     CompletionGroup,
     FloatArray,
     Prompt,
@@ -63,18 +65,33 @@ class RolloutActor:
 class ScoringActor:
     """One replica of the policy and the scorers that share it; one call at a time, in the order of the calls."""
 
-    def __init__(self, *, name: str, scorer: ScorerConfig, model: ModelConfig, rollout_temperature: float) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        scorer: ScorerConfig,
+        model: ModelConfig,
+        rollout_temperature: float,
+        scores_certainty: bool,
+        task: TaskConfig,
+        belief: BeliefConfig | None,
+    ) -> None:
+        """`belief` None: no beliefs are asked for; the task is used for them alone."""
         os.environ["OMP_NUM_THREADS"] = str(scorer.threads_per_worker)  # torch reads it once, at import
         self._name = name
         self._rollout_temperature = rollout_temperature
         self._config = scorer
         self._model_config = model
+        self._scores_certainty = scores_certainty
+        self._task_config = task
+        self._belief_config = belief
 
     def start(self) -> int:
         """Load the model; returns how many weight-group ranks it takes."""
-        from actors.reward_worker import RewardWorker
+        from actors.scorers.belief import BeliefScorer
         from actors.scorers.self_certainty import SelfCertaintyScorer
         from actors.scoring_model import ScoringModel
+        from system.data.tasks import make_task
 
         model = self._model_config
         self._model = ScoringModel(
@@ -84,17 +101,34 @@ class ScoringActor:
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )
-        self._self_certainty = SelfCertaintyScorer(
-            self._model, temperature=self._config.temperature, rollout_temperature=self._rollout_temperature
-        )
-        self._worker = RewardWorker(scorers=(self._self_certainty,))
+        self._self_certainty: SelfCertaintyScorer | None = None
+        self._belief: BeliefScorer | None = None
+        if self._scores_certainty:
+            self._self_certainty = SelfCertaintyScorer(
+                self._model, temperature=self._config.temperature, rollout_temperature=self._rollout_temperature
+            )
+        if self._belief_config is not None:
+            self._belief = BeliefScorer(
+                self._model, task=make_task(self._task_config), reduction=self._belief_config.answer_reduction
+            )
         return self._model.num_ranks
 
-    def score(self, group: CompletionGroup) -> ScoredGroup:
-        return self._worker.score(group)
+    def score(self, group: CompletionGroup, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
+        """Terms of the scorers for each completion, none without scorers, and the traces of its beliefs."""
+        terms = self._self_certainty.score(group) if self._self_certainty is not None else ()
+        traces: tuple[BeliefTrace, ...] = ()
+        if self._belief is not None and hypotheses is not None:
+            traces = self._belief.traces(group, hypotheses=hypotheses)
+        return ScoredGroup(
+            group_id=group.group_id,
+            prompt=group.prompt,
+            completions=group.completions,
+            rewards=tuple((term,) for term in terms) or ((),) * len(group.completions),
+            belief_traces=traces,
+        )
 
     def take_logprob_difference(self) -> float | None:
-        return self._self_certainty.take_logprob_difference()
+        return None if self._self_certainty is None else self._self_certainty.take_logprob_difference()
 
     def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
         self._model.join_weight_group(spec, first_rank=first_rank)
@@ -118,16 +152,17 @@ class ScoringActor:
         self._model.load_state(directory)
 
     def shutdown(self) -> None:
-        self._worker.close()
         self._model.close()
 
 
 class RewardActor:
     """The scorers of one reward worker; scores several groups in one call, because a call costs more than a check."""
 
-    def __init__(self, *, task: TaskConfig, reward: RewardConfig) -> None:
+    def __init__(self, *, task: TaskConfig, reward: RewardConfig, max_candidates: int | None) -> None:
+        """`max_candidates`: answers of a group that become hypotheses; None: no beliefs are asked for."""
         from actors.reward_worker import RewardWorker
         from actors.scorers.answer_verifier import AnswerVerifier
+        from actors.scorers.hypotheses import HypothesisFinder
         from actors.scorers.plurality import PluralityScorer
         from system.data.tasks import make_task
 
@@ -143,7 +178,10 @@ class RewardActor:
             )
             for kind in kinds
         ]
-        self._worker = RewardWorker(scorers)
+        finder = None
+        if max_candidates is not None:
+            finder = HypothesisFinder(make_task(task), max_candidates=max_candidates, reward=reward)
+        self._worker = RewardWorker(scorers, hypothesis_finder=finder)
 
     def start(self) -> None:
         """Answers once the scorers are ready to score."""

@@ -55,14 +55,16 @@ class ScoringModel:
         self._name = name
         self._config = config
         self._device = torch.device(config.device)
-        tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            model_path, revision=revision, trust_remote_code=trust_remote_code
+        )
         self._model = load_policy_model(
             model_path,
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=torch_dtype(config.dtype),
             device=self._device,
-            num_real_tokens=len(tokenizer) if config.mask_padded_vocab else None,
+            num_real_tokens=len(self.tokenizer) if config.mask_padded_vocab else None,
         ).requires_grad_(False)
         self._parameters = {name.removeprefix(_PREFIX): parameter for name, parameter in self._model.named_parameters()}
         self._weights = _scoring_weights(config)

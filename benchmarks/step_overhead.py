@@ -187,7 +187,7 @@ def packed(rows: list[tuple[Prompt, IntArray]], *, tokens_per_microbatch: int) -
                 policy_versions=PolicyVersions(starts=np.zeros(1, np.int32), versions=np.zeros(1, np.int32)),
                 finish_reason="stop",
             ),
-            advantage=1.0 if index % 2 else -1.0,
+            advantages=np.full(len(token_ids), 1.0 if index % 2 else -1.0, np.float32),
         )
         for index, (prompt, token_ids) in enumerate(rows)
     ]

@@ -11,7 +11,7 @@ from dataclasses import fields
 from system.config_environment import check_environment
 from system.config_ranges import check_ranges
 from system.config_reference import config_keys
-from system.config_resources import reward_weights, uses_scoring_replicas
+from system.config_resources import reward_weights, uses_beliefs, uses_scoring_replicas
 from system.config_schema import (
     AlgorithmConfig,
     ClusterConfig,
@@ -42,6 +42,7 @@ def check_config(config: Config, *, check_devices: bool) -> None:
         check_programs(config.reward, completions_per_prompt=config.batch.completions_per_prompt)
     check_scorer(config)
     check_algorithm(config.algorithm)
+    check_belief(config)
     check_learner(config.learner)
     check_weight_sync(config)
     check_cluster(config.cluster)
@@ -191,7 +192,7 @@ def check_programs(reward: RewardConfig, *, completions_per_prompt: int) -> None
 
 def check_scorer(config: Config) -> None:
     scorer = config.scorer
-    if not uses_scoring_replicas(config.reward):
+    if not uses_scoring_replicas(config):
         _refuse_unused(scorer)
         return
     if (scorer.mode == "lagged") != (scorer.lag_versions > 0):
@@ -232,7 +233,7 @@ def _refuse_unused(scorer: ScorerConfig) -> None:
             raise ConfigError(
                 f"scorer.{field.name}",
                 given=value,
-                expected=f"the default {field.default!r}, as no reward uses scoring replicas",
+                expected=f"the default {field.default!r}, as neither reward nor algorithm uses scoring replicas",
                 fix=f"reward.self_certainty_weight=0 monitors it; or remove scorer.{field.name}",
             )
 
@@ -250,6 +251,41 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
                 expected=f"false with algorithm.{key}={getattr(algorithm, key):g}, whose gradient every completion has",
                 fix=f"algorithm.skip_zero_advantages=false, or algorithm.{key}=0",
             )
+
+
+def check_belief(config: Config) -> None:
+    """Keys that the algorithm does not read keep their defaults, and it has what it needs."""
+    read_by = {
+        "barl": {field.name for field in fields(config.belief)},
+        "progress": {"answer_reduction", "subtract_group_mean"},
+        "grpo": set(),
+    }[config.algorithm.name]
+    for field in fields(config.belief):
+        if field.name not in read_by and getattr(config.belief, field.name) != field.default:
+            raise ConfigError(
+                f"belief.{field.name}",
+                given=getattr(config.belief, field.name),
+                expected=f"the default {field.default!r}, as algorithm.name={config.algorithm.name} does not read it",
+                fix="remove it, or algorithm.name=barl",
+            )
+    if not uses_beliefs(config):
+        return
+    if config.task.name == "code":
+        raise ConfigError(
+            "algorithm.name",
+            given=config.algorithm.name,
+            expected="grpo with task.name=code, as beliefs are over answers that can be compared",
+            fix="algorithm.name=grpo",
+        )
+    weights = {scorer: weight for scorer, weight in reward_weights(config.reward).items() if scorer != "verifier"}
+    if config.reward.verifier_weight <= 0 or any(weights.values()):
+        raise ConfigError(
+            "reward.verifier_weight",
+            given=config.reward.verifier_weight,
+            expected=f"above 0 and no other weight with algorithm.name={config.algorithm.name}, whose reward is the "
+            "verifier's verdict; weight 0 monitors the others",
+            fix="reward.verifier_weight=1.0",
+        )
 
 
 def check_learner(learner: LearnerConfig) -> None:
@@ -287,7 +323,7 @@ def check_learner(learner: LearnerConfig) -> None:
 def check_weight_sync(config: Config) -> None:
     weight_sync = config.weight_sync
     ends: dict[str, LearnerConfig | RolloutConfig | ScorerConfig] = {"rollout": config.rollout}
-    if uses_scoring_replicas(config.reward):
+    if uses_scoring_replicas(config):
         ends["scorer"] = config.scorer
     ends["learner"] = config.learner
     if weight_sync.backend == "nccl" and any(end.device != "cuda" for end in ends.values()):

@@ -23,9 +23,21 @@ class ActorNeeds:
     count_key: str  # the configuration key that says how many
 
 
-def uses_scoring_replicas(reward: RewardConfig) -> bool:
-    """Whether a reward needs the policy's own weights."""
-    return reward.self_certainty_weight is not None
+def uses_beliefs(config: Config) -> bool:
+    """Whether the policy is asked for its answer after every step."""
+    return config.algorithm.name in ("barl", "progress")
+
+
+def max_candidates(config: Config) -> int | None:
+    """How many of a group's answers are hypotheses beside the reference; None where no beliefs are asked for."""
+    if not uses_beliefs(config):
+        return None
+    return config.belief.max_candidates if config.algorithm.name == "barl" else 0
+
+
+def uses_scoring_replicas(config: Config) -> bool:
+    """Whether a reward or the algorithm needs the policy's own weights."""
+    return config.reward.self_certainty_weight is not None or uses_beliefs(config)
 
 
 def reward_weights(reward: RewardConfig) -> dict[str, float]:
@@ -67,7 +79,7 @@ def actor_needs(config: Config) -> dict[ActorKind, ActorNeeds]:
             count_key="reward.num_workers",
         ),
     ]
-    if uses_scoring_replicas(reward):
+    if uses_scoring_replicas(config):
         replicas = ActorNeeds(
             kind="scoring replica",
             count=scorer.num_workers,

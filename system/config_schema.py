@@ -131,8 +131,23 @@ class GuardsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BeliefConfig:
+    max_candidates: int = key("Answers of a group that are hypotheses beside the reference answer (barl).", 5)
+    beta: float = key("How fast a hypothesis that mispredicts progress loses its weight; 0: not at all (barl).", 1.0)
+    normalise_weights: bool = key("Weights of the hypotheses sum to 1 at each step (barl).", True)
+    answer_reduction: Literal["sum", "mean"] = key(
+        "Log-probability of an answer: sum over its tokens, or mean, which takes out its length.", "sum"
+    )
+    subtract_group_mean: bool = key("Subtract what the group's completions are worth at the same relative step.", True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    name: Literal["grpo"] = key("How rewards become advantages.", "grpo")
+    name: Literal["grpo", "barl", "progress"] = key(
+        "How rewards become advantages: grpo one for each completion, barl one for each step by the belief over "
+        "candidate answers, progress the same with the reference answer alone.",
+        "grpo",
+    )
     baseline: Literal["mean", "leave_one_out"] = key("What is subtracted from a reward in its group.", "mean")
     normalise_std: bool = key("Divide by the group's standard deviation (off: Dr. GRPO).", True)
     clip_low: float = key("Ratio is clipped below at 1 - clip_low.", 0.2)
@@ -230,6 +245,7 @@ class Config:
     scorer: ScorerConfig = ScorerConfig()
     guards: GuardsConfig = GuardsConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    belief: BeliefConfig = BeliefConfig()
     learner: LearnerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     controller: ControllerConfig = ControllerConfig()

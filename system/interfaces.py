@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from system.records import (
+    AnswerContinuation,
     CompletionGroup,
     FloatArray,
     Problem,
@@ -52,6 +53,12 @@ class Task(Protocol):
 
     def extract_answer(self, response: str) -> str | None:
         """The final answer as text, or None when the response states none."""
+
+    def reasoning_end(self, response: str) -> int:
+        """Offset in characters where the statement of the final answer begins; the whole length where none does."""
+
+    def answer_continuation(self, answer: str) -> AnswerContinuation:
+        """How the response would go on if it had to state `answer` after a step."""
 
 
 class Scorer(Protocol):

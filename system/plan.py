@@ -224,6 +224,6 @@ def _placement_lines(config: Config) -> list[str]:
 
 def _receivers(config: Config) -> str:
     rollouts = f"{config.rollout.num_workers} rollout workers"
-    if not uses_scoring_replicas(config.reward) or config.scorer.mode == "offline":
+    if not uses_scoring_replicas(config) or config.scorer.mode == "offline":
         return rollouts
     return f"{rollouts} and {config.scorer.num_workers} scoring replicas"

@@ -86,12 +86,32 @@ class RewardTerm:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerContinuation:
+    """How a task states an answer: `prefix` asks for it, `text` is it, as it would go on behind the reasoning."""
+
+    prefix: str  # e.g. "#"; not counted in the answer's probability
+    text: str
+    ends_response: bool  # whether the end token belongs to the answer, so that "7" is not the beginning of "72"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AnswerHypotheses:
+    """What a group's completions may be heading for: the reference answer and the group's own distinct answers."""
+
+    answers: tuple[str, ...]  # K+1; 0 = reference answer
+    stated: IntArray  # int32[G], the hypothesis that a completion's final answer equals; -1: none of them
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BeliefTrace:
-    step_ends: IntArray  # int32[S], token offsets
-    hypotheses: tuple[str, ...]  # K+1; 0 = reference answer
-    answer_logprobs: FloatArray  # float32[S+1, K+1], nats
-    posterior: FloatArray  # float32[S+1, K+1]
+    """What the policy would have answered after each step of one completion, had it been asked."""
+
+    step_ends: IntArray  # int32[S], token offsets in the completion; the last is T
+    outcomes: IntArray  # int32[K+1], 1 where the final answer equals the hypothesis
+    answer_logprobs: FloatArray  # float32[S+1, K+1], log P[t, i], nats
+    policy_version: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,6 +120,7 @@ class ScoredGroup:
     prompt: Prompt
     completions: tuple[Completion, ...]  # G
     rewards: tuple[tuple[RewardTerm, ...], ...]  # G x number of scorers
+    hypotheses: AnswerHypotheses | None = None  # where beliefs are asked for
     belief_traces: tuple[BeliefTrace, ...] = ()  # G where the belief scorer ran
 
 

@@ -28,7 +28,14 @@ CONFIGS = REPOSITORY / "configs"
 # Files that are laid over another one; the rest is complete.
 OVERLAYS = {
     name: ["demo.yaml"]
-    for name in ("chains_grpo_60min.yaml", "intuitor.yaml", "grpo_pv.yaml", "grpo_with_certainty.yaml")
+    for name in (
+        "chains_grpo_60min.yaml",
+        "intuitor.yaml",
+        "grpo_pv.yaml",
+        "grpo_with_certainty.yaml",
+        "barl.yaml",
+        "progress.yaml",
+    )
 }
 
 

@@ -117,8 +117,8 @@ CONTRADICTIONS = [
     wrong("reward.verifier_weight=0", message=r"reward.verifier_weight: given '0', expected at least one weight .*"),
     wrong("reward.verifier_weight=0", "reward.self_certainty_weight=0", message=r"reward.verifier_weight, "
           r"reward.self_certainty_weight: given '0, 0', expected at least one weight other than 0, .*"),
-    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected the default 'online', as no reward uses "
-          r"scoring replicas. Fix: reward.self_certainty_weight=0 monitors it; or remove scorer.mode"),
+    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected the default 'online', as neither reward nor "
+          r"algorithm uses scoring replicas. Fix: reward.self_certainty_weight=0 monitors it; or remove scorer.mode"),
     wrong("reward.self_certainty_weight=1", "scorer.mode=lagged",
           message=r"scorer.lag_versions: given 0, expected at least 1 with scorer.mode=lagged.*"),
     wrong("reward.self_certainty_weight=1", "scorer.lag_versions=2",
@@ -144,6 +144,14 @@ CONTRADICTIONS = [
           message=r"reward.plurality_weight: given 0.0, expected null with task.name=code, as programs .*"),
     wrong("task.name=code", "task.dataset=x/y", "batch.completions_per_prompt=30",
           message=r"reward.group_timeout_seconds: given 120.0, expected more than 30 \* .* = 150, .*"),
+    wrong("task.name=code", "task.dataset=x/y", "algorithm.name=barl", "batch.completions_per_prompt=8",
+          message=r"algorithm.name: given 'barl', expected grpo with task.name=code, as beliefs are over answers .*"),
+    wrong("belief.beta=2", message=r"belief.beta: given 2.0, expected the default 1.0, as algorithm.name=grpo .*"),
+    wrong("algorithm.name=progress", "belief.max_candidates=3",
+          message=r"belief.max_candidates: given 3, expected the default 5, as algorithm.name=progress .*"),
+    wrong("algorithm.name=barl", "belief.beta=-1", message=r"belief.beta: given -1.0, expected at least 0. .*"),
+    wrong("algorithm.name=barl", "reward.self_certainty_weight=0.5",
+          message=r"reward.verifier_weight: given 1.0, expected above 0 and no other weight .*"),
     wrong("task.max_train_steps=0", message=r"task.max_train_steps: given 0, expected at least 1.*"),
     wrong("task.name=math", "task.train_path=a", "task.test_path=b", "task.max_train_steps=3",
           message=r"task.max_train_steps: given 3, expected null, as the number of steps of a math problem .*"),

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from system.algorithms.advantages import Baseline, group_advantages
+from system.algorithms.belief import Belief, compute_belief, spread_to_tokens, step_advantages
 from system.algorithms.rewards import CombinedRewards, combine_rewards
+from system.config_schema import BeliefConfig
 from system.records import Completion, FloatArray, Prompt, ScoredGroup, TrainingSample
 
 
@@ -19,8 +21,9 @@ class ScoredSamples:
 
     group: ScoredGroup
     rewards: CombinedRewards  # [G]
-    advantages: FloatArray  # float32[G]
+    advantages: tuple[FloatArray, ...]  # G of float32[T]
     samples: tuple[TrainingSample, ...]  # one for each valid completion
+    beliefs: tuple[Belief, ...] = ()  # G where there are traces
 
 
 def make_samples(
@@ -28,17 +31,55 @@ def make_samples(
 ) -> ScoredSamples:
     """GRPO: one advantage for each completion, the same on all its tokens."""
     rewards = combine_rewards(group.rewards, weights=reward_weights)
-    advantages = group_advantages(rewards.values, valid=rewards.valid, baseline=baseline, normalise_std=normalise_std)
+    scalars = group_advantages(rewards.values, valid=rewards.valid, baseline=baseline, normalise_std=normalise_std)
+    advantages = tuple(
+        np.full(len(completion.token_ids), advantage, np.float32)
+        for completion, advantage in zip(group.completions, scalars, strict=True)
+    )
+    return _scored_samples(group, rewards=rewards, advantages=advantages)
+
+
+def make_belief_samples(
+    group: ScoredGroup, *, reward_weights: Mapping[str, float], belief: BeliefConfig
+) -> ScoredSamples:
+    """BARL and Progress: one advantage for each step, the same on all its tokens. The group has belief traces."""
+    rewards = combine_rewards(group.rewards, weights=reward_weights)
+    beliefs = tuple(
+        compute_belief(
+            trace.answer_logprobs,
+            outcomes=trace.outcomes,
+            beta=belief.beta,
+            normalise_weights=belief.normalise_weights,
+        )
+        for trace in group.belief_traces
+    )
+    by_step = step_advantages(
+        [each.step_values for each in beliefs], valid=rewards.valid, subtract_group_mean=belief.subtract_group_mean
+    )
+    advantages = tuple(
+        spread_to_tokens(values, step_ends=trace.step_ends, num_tokens=len(completion.token_ids))
+        for values, trace, completion in zip(by_step, group.belief_traces, group.completions, strict=True)
+    )
+    return _scored_samples(group, rewards=rewards, advantages=advantages, beliefs=beliefs)
+
+
+def _scored_samples(
+    group: ScoredGroup,
+    *,
+    rewards: CombinedRewards,
+    advantages: tuple[FloatArray, ...],
+    beliefs: tuple[Belief, ...] = (),
+) -> ScoredSamples:
     samples = tuple(
-        make_sample(group.group_id, prompt=group.prompt, completion=completion, advantage=float(advantage))
-        for completion, advantage, is_valid in zip(group.completions, advantages, rewards.valid, strict=True)
+        make_sample(group.group_id, prompt=group.prompt, completion=completion, advantages=values)
+        for completion, values, is_valid in zip(group.completions, advantages, rewards.valid, strict=True)
         if is_valid
     )
-    return ScoredSamples(group=group, rewards=rewards, advantages=advantages, samples=samples)
+    return ScoredSamples(group=group, rewards=rewards, advantages=advantages, samples=samples, beliefs=beliefs)
 
 
-def make_sample(group_id: int, *, prompt: Prompt, completion: Completion, advantage: float) -> TrainingSample:
-    """Prompt and completion end to end, L = P + T; the loss is on the T completion tokens."""
+def make_sample(group_id: int, *, prompt: Prompt, completion: Completion, advantages: FloatArray) -> TrainingSample:
+    """Prompt and completion end to end, L = P + T; the loss is on the T completion tokens with their advantages."""
     num_prompt, num_completion = len(prompt.token_ids), len(completion.token_ids)
     on_prompt = np.zeros(num_prompt, np.float32)
     return TrainingSample(
@@ -46,7 +87,7 @@ def make_sample(group_id: int, *, prompt: Prompt, completion: Completion, advant
         token_ids=np.concatenate((prompt.token_ids, completion.token_ids)).astype(np.int32),
         loss_mask=np.arange(num_prompt + num_completion) >= num_prompt,
         rollout_logprobs=np.concatenate((on_prompt, completion.rollout_logprobs)).astype(np.float32),
-        advantages=np.concatenate((on_prompt, np.full(num_completion, advantage, np.float32))),
+        advantages=np.concatenate((on_prompt, advantages)),
         min_policy_version=int(completion.policy_versions.versions.min()),
     )
 

@@ -27,10 +27,11 @@ from dataclasses import dataclass
 
 from system.algorithms.hacking_guards import HackingGuards
 from system.algorithms.rewards import combine_rewards
+from system.config_resources import uses_beliefs
 from system.config_schema import Config
 from system.data.batching import pack_batch
 from system.data.prompts import PromptSource
-from system.data.samples import make_samples
+from system.data.samples import ScoredSamples, make_belief_samples, make_samples
 from system.records import Prompt, Sampling, ScoredGroup
 from system.runtime.checkpoint import (
     CheckpointStore,
@@ -217,6 +218,17 @@ class Controller:
         self._metrics.add("rollout/tokens_per_second", num_tokens / seconds)
         return groups
 
+    def _make_samples(self, group: ScoredGroup) -> ScoredSamples:
+        if uses_beliefs(self._config):
+            return make_belief_samples(group, reward_weights=self._reward_weights, belief=self._config.belief)
+        algorithm = self._config.algorithm
+        return make_samples(
+            group,
+            reward_weights=self._reward_weights,
+            baseline=algorithm.baseline,
+            normalise_std=algorithm.normalise_std,
+        )
+
     async def _train_on(self, groups: list[ScoredGroup]) -> None:
         """One optimizer step and its publication."""
         parts, algorithm = self._parts, self._config.algorithm
@@ -229,15 +241,7 @@ class Controller:
             if difference is not None:
                 self._metrics.add("scorer/logprob_max_abs_diff_nats", difference)
         with self._phase("batch"):
-            scored = [
-                make_samples(
-                    group,
-                    reward_weights=self._reward_weights,
-                    baseline=algorithm.baseline,
-                    normalise_std=algorithm.normalise_std,
-                )
-                for group in groups
-            ]
+            scored = [self._make_samples(group) for group in groups]
             batch = pack_batch(
                 [sample for item in scored for sample in item.samples],
                 num_ranks=self._config.learner.num_ranks,

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.ray_actors import RewardActor, RolloutActor, ScoringActor
 from learner.ray_actors import LearnerActor
 from system.config_environment import joins_cluster
-from system.config_resources import actor_needs
+from system.config_resources import actor_needs, max_candidates, uses_beliefs
 from system.config_schema import Config
 from system.errors import ConfigError
 
@@ -102,12 +102,17 @@ class Placement:
             scorer=self._config.scorer,
             model=self._config.model,
             rollout_temperature=self._config.rollout.temperature,
+            scores_certainty=self._config.reward.self_certainty_weight is not None,
+            task=self._config.task,
+            belief=self._config.belief if uses_beliefs(self._config) else None,
         )
 
     def create_reward_actor(self) -> ActorHandle:
         needs = self._needs["reward worker"]
         actor = ray.remote(RewardActor).options(num_cpus=needs.cpus, max_restarts=0)
-        return actor.remote(task=self._config.task, reward=self._config.reward)
+        return actor.remote(
+            task=self._config.task, reward=self._config.reward, max_candidates=max_candidates(self._config)
+        )
 
     def create_learner_actors(self) -> list[ActorHandle]:
         """One actor a rank, packed on as few nodes as hold them."""

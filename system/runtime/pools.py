@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from system.config_resources import uses_scoring_replicas
+from system.config_resources import uses_beliefs, uses_scoring_replicas
 from system.config_schema import Config
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
@@ -41,7 +41,12 @@ class Pools:
         max_lag = scorer.max_lag_versions
         if max_lag is None and scorer.mode != "offline":
             max_lag = config.controller.max_staleness + scorer.lag_versions
-        return GroupScoring(reward_pool=self.rewards, scoring_pool=self.scoring, max_lag_versions=max_lag)
+        return GroupScoring(
+            reward_pool=self.rewards,
+            scoring_pool=self.scoring,
+            max_lag_versions=max_lag,
+            asks_for_beliefs=uses_beliefs(config),
+        )
 
     async def shutdown(self, *, seconds: float) -> None:
         """Take all workers down. Never raises on a dead one."""
@@ -75,5 +80,5 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
             start_seconds=config.rollout.start_timeout_seconds,
             group_seconds=config.reward.group_timeout_seconds,
         ),
-        scoring=scoring if uses_scoring_replicas(config.reward) else None,
+        scoring=scoring if uses_scoring_replicas(config) else None,
     )

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from system.records import CompletionGroup, ScoredGroup
+from system.records import AnswerHypotheses, CompletionGroup, ScoredGroup
 from system.runtime.deadlines import within
 from system.runtime.worker_pool import WORKER_FAILURES, PoolMember, WorkerDiedError, WorkerPool, WorkerState
 
@@ -25,9 +25,13 @@ class ScoringPool(WorkerPool):
     max_calls_per_worker = 2
     is_exclusive = True
 
-    async def score(self, group: CompletionGroup) -> ScoredGroup:
-        """The group with the terms of the model-based scorers. Raises DeadlineError."""
-        scored: ScoredGroup = await self._call_until_done("score", group, what=f"score group {group.group_id}")
+    async def score(self, group: CompletionGroup, *, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
+        """The group with the terms of the model-based scorers, and with beliefs where there are hypotheses.
+
+        Raises DeadlineError.
+        """
+        what = f"score group {group.group_id}"
+        scored: ScoredGroup = await self._call_until_done("score", group, hypotheses, what=what)
         return scored
 
     async def logprob_difference(self) -> float | None:

@@ -22,6 +22,7 @@ def add_group_metrics(metrics: MetricSet, scored: Sequence[ScoredSamples], *, po
             metrics.add("reward/std", float(values.std()))
             metrics.add("reward/zero_spread_fraction", float(np.ptp(values) == 0))
         _add_completion_metrics(metrics, item)
+        _add_belief_metrics(metrics, item)
     invalid = Counter(
         term.reason for item in scored for row in item.group.rewards for term in row if term.status == "invalid"
     )
@@ -47,13 +48,25 @@ def _add_completion_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
         metrics.add("completion/length_mean_tokens", num_tokens)
         metrics.add("completion/length_max_tokens", num_tokens)
         metrics.add("completion/truncated_fraction", float(completion.finish_reason == "length"))
-        metrics.add("advantage/mean_abs", abs(float(advantage)), weight=num_tokens)
+        if num_tokens:
+            metrics.add("advantage/mean_abs", float(np.abs(advantage).mean()), weight=num_tokens)
         for term in row:
             metrics.add(f"reward/{term.scorer}_seconds", term.seconds)
             if term.status == "ok":
                 metrics.add(f"reward/{term.scorer}_mean", term.value)
                 if term.scorer == VERIFIER:
                     metrics.add("train/accuracy", term.value)
+
+
+def _add_belief_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
+    for belief, trace in zip(item.beliefs, item.group.belief_traces, strict=True):
+        metrics.add("belief/num_hypotheses_mean", len(trace.outcomes))
+        metrics.add("belief/num_steps_mean", len(trace.step_ends))
+        metrics.add("belief/seconds", trace.seconds)
+        metrics.add("belief/reference_weight_mean", float(belief.posterior[-1, 0]))
+        metrics.add("belief/reference_probability_mean", float(np.exp(trace.answer_logprobs[-1, 0])))
+        for value in belief.step_values:
+            metrics.add("belief/step_value_mean", float(value))
 
 
 def add_batch_metrics(metrics: MetricSet, batch: TrainingBatch, *, num_groups: int) -> None:

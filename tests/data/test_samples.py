@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from system.data.samples import make_samples, staleness
-from system.records import Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
+from system.config_schema import BeliefConfig
+from system.data.samples import make_belief_samples, make_samples, staleness
+from system.records import BeliefTrace, Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
 
 
 def completion(index: int, *, token_ids: list[int], version: int = 4) -> Completion:
@@ -62,7 +65,39 @@ def test_invalid_completion_makes_no_sample_and_no_statistics() -> None:
 
     assert [int(sample.token_ids[-1]) for sample in scored.samples] == [1, 3]
     # the mean is over two members: 0.5, not 1/3
-    np.testing.assert_allclose(scored.advantages, [0.5, 0.0, -0.5])
+    np.testing.assert_allclose(np.concatenate(scored.advantages), [0.5, 0.0, -0.5])
+
+
+def test_belief_advantages_are_written_step_by_step() -> None:
+    # Two hypotheses, beta 0: weights are P[t] normalised. First completion, two steps over tokens 1-2 and 3, right:
+    #   P_0 = .2 .5 .8, P_1 = .2 .5 .0: w = (.5, .5) twice; Q_0 = 1.6, 1.3; Q_1 = -.2, -.5; values .7, .4
+    # Second completion, one step, wrong, ends on hypothesis 1:
+    #   P_0 = .1 .1, P_1 = .3 .7: w = (.25, .75); Q_0 = 0, Q_1 = 1.4; value 1.05
+    scored = group((completion(0, token_ids=[1, 2, 3]), term(1.0)), (completion(1, token_ids=[4, 5]), term(0.0)))
+    tables = ([[0.2, 0.2], [0.5, 0.5], [0.8, 1e-30]], [[0.1, 0.3], [0.1, 0.7]])
+    traces = tuple(
+        BeliefTrace(
+            step_ends=np.array(ends, np.int32),
+            outcomes=np.array(outcomes, np.int32),
+            answer_logprobs=np.log(np.array(table, np.float32)),
+            policy_version=3,
+            seconds=0.0,
+        )
+        for ends, outcomes, table in zip(([2, 3], [2]), ([1, 0], [0, 1]), tables, strict=True)
+    )
+    samples = make_belief_samples(
+        replace(scored, belief_traces=traces),
+        reward_weights={"verifier": 1.0},
+        belief=BeliefConfig(beta=0.0, subtract_group_mean=False),
+    )
+    np.testing.assert_allclose(samples.advantages[0], [0.7, 0.7, 0.4], atol=1e-6)
+    np.testing.assert_allclose(samples.advantages[1], [1.05, 1.05], atol=1e-6)
+    np.testing.assert_allclose(samples.samples[0].advantages, [0, 0, 0.7, 0.7, 0.4], atol=1e-6)
+    centred = make_belief_samples(
+        replace(scored, belief_traces=traces), reward_weights={"verifier": 1.0}, belief=BeliefConfig(beta=0.0)
+    )
+    # the mean of the first at its steps: (.7 + 1.05) / 2, (.4 + 1.05) / 2
+    np.testing.assert_allclose(centred.advantages[0], [-0.175, -0.175, -0.325], atol=1e-6)
 
 
 def test_unweighted_scorer_only_monitors() -> None:

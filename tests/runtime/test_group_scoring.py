@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
 from system.errors import WeightSyncError
-from system.records import CompletionGroup, Prompt, RewardTerm, ScoredGroup
+from system.records import AnswerHypotheses, BeliefTrace, CompletionGroup, Prompt, RewardTerm, ScoredGroup
 from system.runtime.group_scoring import GroupScoring, lag_versions
 from system.runtime.scoring_pool import ScoringPool
 from system.runtime.worker_pool import WorkerState
@@ -25,6 +25,17 @@ def group_with(*rows: tuple[RewardTerm, ...]) -> ScoredGroup:
     return ScoredGroup(group_id=5, prompt=PROMPT, completions=(), rewards=rows)
 
 
+def trace(*, policy_version: int) -> BeliefTrace:
+    return BeliefTrace(
+        step_ends=np.array([1], np.int32),
+        outcomes=np.array([1], np.int32),
+        answer_logprobs=np.zeros((2, 1), np.float32),
+        policy_version=policy_version,
+        seconds=0.0,
+    )
+
+
+HYPOTHESES = AnswerHypotheses(answers=("72",), stated=np.array([0], np.int32))
 GROUP = CompletionGroup(group_id=5, prompt=PROMPT, completions=())
 
 
@@ -38,11 +49,14 @@ class Remote:
         return self.call(*arguments)
 
 
+@dataclass
 class FakeRules:
     """In place of the pool of reward workers."""
 
+    hypotheses: AnswerHypotheses | None = None
+
     async def score(self, group: CompletionGroup) -> ScoredGroup:
-        return group_with((term("verifier", value=1.0, policy_version=-1),))
+        return replace(group_with((term("verifier", value=1.0, policy_version=-1),)), hypotheses=self.hypotheses)
 
 
 @dataclass
@@ -53,6 +67,7 @@ class FakeReplica:
     is_fatal: bool = False
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     calls: list[str] = field(default_factory=list)
+    hypotheses: list[object] = field(default_factory=list)  # that it was asked for
 
     def __getattr__(self, method: str) -> Remote:
         async def call(*arguments: object) -> object:
@@ -64,7 +79,12 @@ class FakeReplica:
             await self.gate.wait()
             if self.is_fatal:
                 raise RayActorError
-            return group_with((term("self_certainty", value=10.0 + self.version, policy_version=self.version),))
+            scored = group_with((term("self_certainty", value=10.0 + self.version, policy_version=self.version),))
+            _, hypotheses = arguments
+            if hypotheses is None:
+                return scored
+            self.hypotheses.append(hypotheses)
+            return replace(scored, belief_traces=(trace(policy_version=self.version),))
 
         return Remote(call)
 
@@ -109,6 +129,27 @@ def test_a_group_has_the_terms_of_rules_and_of_replicas() -> None:
             ("self_certainty", 13.0, 3),
         ]
         assert lag_versions(scored, policy_version=5) == 2
+
+    run(scenario)
+
+
+def test_beliefs_are_asked_for_the_hypotheses_that_the_rules_found() -> None:
+    async def scenario() -> None:
+        replica = open_replica(version=3)
+        scoring = GroupScoring(
+            reward_pool=FakeRules(hypotheses=HYPOTHESES),  # type: ignore[arg-type]
+            scoring_pool=await make_pool(replica),
+            max_lag_versions=0,
+            asks_for_beliefs=True,
+        )
+        scored = await scoring.score(GROUP)
+        assert replica.hypotheses == [HYPOTHESES]
+        assert [trace.policy_version for trace in scored.belief_traces] == [3]
+        assert lag_versions(scored, policy_version=4) == 1
+        replica.version = 4
+        fresh = await scoring.bring_up_to_date(scored, policy_version=4)
+        assert replica.hypotheses == [HYPOTHESES, HYPOTHESES]
+        assert [trace.policy_version for trace in fresh.belief_traces] == [4]
 
     run(scenario)
 

@@ -27,6 +27,11 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def last_box_start(text: str) -> int:
+    r"""Offset of the last `\boxed{` (or `\fbox`); the length of the text when there is none."""
+    return max((box.start() for box in _BOX.finditer(text)), default=len(text))
+
+
 def cut_paragraphs(response: str) -> list[int]:
     """End offsets (characters) of the paragraphs; one shorter than MIN_STEP_CHARACTERS is joined with the next.
 

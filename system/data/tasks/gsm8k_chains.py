@@ -14,7 +14,7 @@ from system.data.chains.expressions import Solution, canonical_text, parse_expre
 from system.data.chains.redraw import redraw_expression
 from system.data.tasks.splits import choose_validation_rows
 from system.interfaces import AnswerKind, Split, Tokenizer
-from system.records import Problem
+from system.records import AnswerContinuation, Problem
 
 ANSWER_MARK = "#"
 
@@ -98,3 +98,12 @@ class Gsm8kChainsTask:
         if not last_line.startswith(ANSWER_MARK):
             return None
         return last_line.removeprefix(ANSWER_MARK).strip() or None
+
+    def reasoning_end(self, response: str) -> int:
+        """Where the last line begins, if it states an answer."""
+        if self.extract_answer(response) is None:
+            return len(response)
+        return response.rstrip().rfind("\n") + 1
+
+    def answer_continuation(self, answer: str) -> AnswerContinuation:
+        return AnswerContinuation(prefix=ANSWER_MARK, text=answer, ends_response=True)

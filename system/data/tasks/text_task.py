@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from system.data.chat_template import chat_prompt
-from system.data.tasks.boxed import cut_paragraphs
+from system.data.tasks.boxed import cut_paragraphs, last_box_start
 from system.data.tasks.rows import Row, load_hub_rows, read_rows
 from system.data.tasks.splits import choose_validation_rows
 from system.errors import ConfigError
 from system.interfaces import AnswerKind, Split, Tokenizer
-from system.records import Problem
+from system.records import AnswerContinuation, Problem
 
+END_OF_THOUGHT = "</think>"
+ANSWER_PREFIX = f"{END_OF_THOUGHT}\n\nThe final answer is \\boxed{{"  # arXiv 2505.20561 appends `</think>` and asks
 INSTRUCTION = "Reason step by step, then state the final answer within \\boxed{}."
 
 
@@ -53,6 +55,14 @@ class TextTask(ABC):
 
     @abstractmethod
     def extract_answer(self, response: str) -> str | None: ...
+
+    def reasoning_end(self, response: str) -> int:
+        r"""Where `</think>` ends the reasoning; without it, where the last `\boxed{}` begins."""
+        end_of_thought = response.rfind(END_OF_THOUGHT)
+        return end_of_thought if end_of_thought >= 0 else last_box_start(response)
+
+    def answer_continuation(self, answer: str) -> AnswerContinuation:
+        return AnswerContinuation(prefix=ANSWER_PREFIX, text=f"{answer}}}", ends_response=False)
 
     def is_usable(self, row: Row) -> bool:
         """False for rows that are known to be no use and are left out without an error."""

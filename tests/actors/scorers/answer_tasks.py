@@ -3,7 +3,15 @@
 import numpy as np
 
 from system.interfaces import AnswerKind, Split, Tokenizer
-from system.records import Completion, CompletionGroup, FinishReason, PolicyVersions, Problem, Prompt
+from system.records import (
+    AnswerContinuation,
+    Completion,
+    CompletionGroup,
+    FinishReason,
+    PolicyVersions,
+    Problem,
+    Prompt,
+)
 
 
 class HashTask:
@@ -27,6 +35,12 @@ class HashTask:
     def extract_answer(self, response: str) -> str | None:
         _, mark, answer = response.rpartition("#")
         return answer if mark else None
+
+    def reasoning_end(self, response: str) -> int:
+        return response.rfind("#") if "#" in response else len(response)
+
+    def answer_continuation(self, answer: str) -> AnswerContinuation:
+        return AnswerContinuation(prefix="#", text=answer, ends_response=True)
 
 
 def group_of(responses: list[str], *, reference: str, finish_reason: FinishReason = "stop") -> CompletionGroup:

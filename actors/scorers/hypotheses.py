@@ -1,0 +1,53 @@
+"""What a group's completions may be heading for: the reference answer and the distinct answers they gave.
+
+Runs beside the verifier in a reward worker; the belief scorer asks the policy for each of them after every step.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from actors.scorers.answers import AnswerScorer, answer_classes
+from system.algorithms.belief import choose_candidates
+from system.algorithms.voting import NO_ANSWER
+from system.config_schema import RewardConfig
+from system.interfaces import Task
+from system.records import AnswerHypotheses, CompletionGroup
+
+
+class HypothesisFinder(AnswerScorer):
+    """Finds the hypotheses of a group in a sandbox of its own; `max_candidates` = K at most, 0 leaves the reference."""
+
+    def __init__(self, task: Task, *, max_candidates: int, reward: RewardConfig) -> None:
+        super().__init__(
+            task,
+            num_processes=reward.processes_per_worker,
+            timeout_seconds=reward.timeout_seconds,
+            memory_limit_mib=reward.memory_limit_mib,
+        )
+        self._max_candidates = max_candidates
+
+    def find(self, group: CompletionGroup, *, is_right: list[bool]) -> AnswerHypotheses:
+        """`is_right` says for each completion whether the verifier found it equal to the reference answer.
+
+        Right answers are the reference, however they are written; the others form classes of equal answers, and each
+        class that is taken is written as most of its completions write it.
+        """
+        answers = self._read_answers(group)
+        classes = [
+            NO_ANSWER if right else answer.class_index
+            for answer, right in zip(answer_classes(answers, sandbox=self._sandbox), is_right, strict=True)
+        ]
+        candidates = [classes[index] for index in choose_candidates(classes, max_candidates=self._max_candidates)]
+        texts = [
+            Counter(
+                answer.text for answer, index in zip(answers, classes, strict=True) if index == candidate
+            ).most_common(1)[0][0]
+            for candidate in candidates
+        ]
+        number_of = {candidate: number for number, candidate in enumerate(candidates, start=1)}
+        stated = [0 if right else number_of.get(index, -1) for index, right in zip(classes, is_right, strict=True)]
+        return AnswerHypotheses(
+            answers=(group.prompt.reference_answer, *(text for text in texts if text is not None)),
+            stated=np.array(stated, dtype=np.int32),
+        )
