@@ -186,8 +186,9 @@ class RewardActor:
     def start(self) -> None:
         """Answers once the scorers are ready to score."""
 
-    def score(self, groups: Sequence[CompletionGroup]) -> list[ScoredGroup]:
-        return [self._worker.score(group) for group in groups]
+    def score(self, groups: Sequence[tuple[CompletionGroup, bool]]) -> list[ScoredGroup]:
+        """Each group with the terms of its completions, and with hypotheses where that is asked for."""
+        return [self._worker.score(group, with_hypotheses=with_hypotheses) for group, with_hypotheses in groups]
 
     def shutdown(self) -> None:
         self._worker.close()

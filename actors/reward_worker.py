@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from actors.scorers.hypotheses import HypothesisFinder
-from system.algorithms.rewards import VERIFIER
+from system.algorithms.rewards import is_right
 from system.interfaces import Scorer
-from system.records import CompletionGroup, RewardTerm, ScoredGroup
+from system.records import AnswerHypotheses, CompletionGroup, RewardTerm, ScoredGroup
 
 
 class RewardWorker:
     """Hosts scorers and owns them: `close` closes them. Not thread-safe; one call at a time.
 
-    With a `hypothesis_finder` (and the verifier among the scorers) the groups get the hypotheses for their beliefs.
+    With a `hypothesis_finder`, and the verifier among the scorers, groups may get the hypotheses for their beliefs.
 
     Raises:
         ValueError: no scorer, or two of the same name (rewards are weighted by name).
@@ -25,14 +26,15 @@ class RewardWorker:
         self._scorers = tuple(scorers)
         self._hypothesis_finder = hypothesis_finder
 
-    def score(self, group: CompletionGroup) -> ScoredGroup:
+    def score(self, group: CompletionGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
         """Every scorer's term for every completion: `rewards[g][k]` is scorer k's on completion g.
 
         A scorer reports trouble with a model's text as an invalid term. An exception is a fault of ours
         and passes through.
 
         Raises:
-            ValueError: a scorer returned another number of terms than the group has completions.
+            ValueError: a scorer returned another number of terms than the group has completions, or nobody here
+                finds hypotheses.
         """
         columns: list[tuple[RewardTerm, ...]] = []
         for scorer in self._scorers:
@@ -43,18 +45,20 @@ class RewardWorker:
                     f"of group {group.group_id}"
                 )
             columns.append(terms)
-        hypotheses = None
-        if self._hypothesis_finder is not None:
-            verdicts = next(terms for terms in columns if terms[0].scorer == VERIFIER)
-            is_right = [term.status == "ok" and term.value == 1.0 for term in verdicts]
-            hypotheses = self._hypothesis_finder.find(group, is_right=is_right)
-        return ScoredGroup(
+        scored = ScoredGroup(
             group_id=group.group_id,
             prompt=group.prompt,
             completions=group.completions,
             rewards=tuple(zip(*columns, strict=True)),
-            hypotheses=hypotheses,
         )
+        return replace(scored, hypotheses=self._hypotheses(scored)) if with_hypotheses else scored
+
+    def _hypotheses(self, group: ScoredGroup) -> AnswerHypotheses:
+        if self._hypothesis_finder is None:
+            raise ValueError("this reward worker finds no hypotheses")
+        completed = CompletionGroup(group_id=group.group_id, prompt=group.prompt, completions=group.completions)
+        right = [is_right(group, index) for index in range(len(group.completions))]
+        return self._hypothesis_finder.find(completed, is_right=right)
 
     def close(self) -> None:
         """Close every scorer, also when one of them raises. Safe to call again."""

@@ -37,7 +37,7 @@ class GroupScoring:
         if self._scoring_pool is None:
             return await self._reward_pool.score(group)
         if self._asks_for_beliefs:
-            by_rule = await self._reward_pool.score(group)
+            by_rule = await self._reward_pool.score(group, with_hypotheses=True)
             by_policy = await self._scoring_pool.score(group, hypotheses=by_rule.hypotheses)
         else:
             by_rule, by_policy = await _both(self._reward_pool.score(group), self._scoring_pool.score(group))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import ray
 from ray.exceptions import RayActorError
@@ -23,7 +24,13 @@ from system.runtime.placement import ActorHandle, shut_down_actors
 _MAX_GROUPS_PER_CALL = 16
 _MAX_ATTEMPTS = 3
 
-_Waiting = tuple[CompletionGroup, "asyncio.Future[ScoredGroup]", int]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Waiting:
+    group: CompletionGroup
+    with_hypotheses: bool
+    answer: asyncio.Future[ScoredGroup]
+    attempt: int
 
 
 class RewardPool:
@@ -54,10 +61,13 @@ class RewardPool:
         )
         self._loops = [asyncio.create_task(self._worker_loop(index)) for index in range(self._num_workers)]
 
-    async def score(self, group: CompletionGroup) -> ScoredGroup:
-        """The group with a RewardTerm of each scorer for each completion. Raises DeadlineError."""
+    async def score(self, group: CompletionGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
+        """The group with a RewardTerm of each scorer for each completion, and with hypotheses for its beliefs.
+
+        Raises DeadlineError.
+        """
         answer: asyncio.Future[ScoredGroup] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((group, answer, 1))
+        self._queue.put_nowait(_Waiting(group=group, with_hypotheses=with_hypotheses, answer=answer, attempt=1))
         return await answer
 
     async def shutdown(self, *, seconds: float) -> None:
@@ -73,7 +83,7 @@ class RewardPool:
                 waiting.append(self._queue.get_nowait())
             try:
                 scored = await within(
-                    self._actors[index].score.remote([group for group, _, _ in waiting]),
+                    self._actors[index].score.remote([(each.group, each.with_hypotheses) for each in waiting]),
                     who=f"reward worker {index}",
                     what=f"score {len(waiting)} groups",
                     seconds=self._group_seconds * len(waiting),
@@ -83,17 +93,17 @@ class RewardPool:
                 self.num_restarts += 1
                 self._requeue(waiting, error=error)
             except (CredenceError, ray.exceptions.RayTaskError) as error:
-                for _, answer, _ in waiting:
-                    if not answer.done():
-                        answer.set_exception(error)
+                for each in waiting:
+                    if not each.answer.done():
+                        each.answer.set_exception(error)
             else:
-                for (_, answer, _), group in zip(waiting, scored, strict=True):
-                    if not answer.done():
-                        answer.set_result(group)
+                for each, group in zip(waiting, scored, strict=True):
+                    if not each.answer.done():
+                        each.answer.set_result(group)
 
     def _requeue(self, waiting: list[_Waiting], *, error: RayActorError) -> None:
-        for group, answer, attempt in waiting:
-            if attempt < _MAX_ATTEMPTS:
-                self._queue.put_nowait((group, answer, attempt + 1))
-            elif not answer.done():
-                answer.set_exception(error)
+        for each in waiting:
+            if each.attempt < _MAX_ATTEMPTS:
+                self._queue.put_nowait(replace(each, attempt=each.attempt + 1))
+            elif not each.answer.done():
+                each.answer.set_exception(error)

@@ -55,8 +55,9 @@ class FakeRules:
 
     hypotheses: AnswerHypotheses | None = None
 
-    async def score(self, group: CompletionGroup) -> ScoredGroup:
-        return replace(group_with((term("verifier", value=1.0, policy_version=-1),)), hypotheses=self.hypotheses)
+    async def score(self, group: CompletionGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
+        scored = group_with((term("verifier", value=1.0, policy_version=-1),))
+        return replace(scored, hypotheses=self.hypotheses) if with_hypotheses else scored
 
 
 @dataclass

@@ -209,7 +209,7 @@ class FakeReward:
 
     @property
     def score(self) -> Remote:
-        async def call(groups: list[CompletionGroup]) -> list[ScoredGroup]:
+        async def call(groups: list[tuple[CompletionGroup, bool]]) -> list[ScoredGroup]:
             self.calls.append(len(groups))
             await self.gate.wait()
             if self.deaths_left[0] > 0:
@@ -217,7 +217,7 @@ class FakeReward:
                 raise RayActorError
             return [
                 ScoredGroup(group_id=group.group_id, prompt=group.prompt, completions=(), rewards=())
-                for group in groups
+                for group, _ in groups
             ]
 
         return Remote(call)

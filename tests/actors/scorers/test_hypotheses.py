@@ -29,7 +29,7 @@ def worker() -> Iterator[RewardWorker]:
 
 
 def found(worker: RewardWorker, *responses: str) -> tuple[tuple[str, ...], list[int]]:
-    hypotheses = worker.score(group_of(list(responses), reference="72")).hypotheses
+    hypotheses = worker.score(group_of(list(responses), reference="72"), with_hypotheses=True).hypotheses
     assert hypotheses is not None
     return hypotheses.answers, hypotheses.stated.tolist()
 
@@ -49,6 +49,15 @@ def test_group_that_is_all_right_has_the_reference_alone(worker: RewardWorker) -
 
 def test_group_without_an_answer_has_the_reference_alone(worker: RewardWorker) -> None:
     assert found(worker, "none", "#x") == (("72",), [-1, -1])
+
+
+def test_hypotheses_are_found_only_where_they_are_asked_for(worker: RewardWorker) -> None:
+    assert worker.score(group_of(["#7"], reference="72")).hypotheses is None
+    verifier = AnswerVerifier(HashTask("rational"), num_processes=1, timeout_seconds=20.0, memory_limit_mib=512)
+    without = RewardWorker([verifier])
+    with pytest.raises(ValueError, match="finds no hypotheses"):
+        without.score(group_of(["#7"], reference="72"), with_hypotheses=True)
+    without.close()
 
 
 def test_progress_asks_for_the_reference_alone() -> None:
