@@ -33,7 +33,8 @@ from system.completion_source import (
     sample_held_out,
 )
 from system.config import split_inputs
-from system.data.group_files import FiledGroup, JsonValue, read_groups
+from system.data.group_files import FiledGroup, read_groups
+from system.data.json_values import JsonValue
 from system.errors import ConfigError
 from system.records import ScoredGroup
 from system.runtime.certainty_figures import draw_certainty

@@ -19,6 +19,7 @@ _USAGE = """usage: credence COMMAND ...
   evaluate ...                                                    accuracy of a policy on held-out problems
   select ...                                                      best of N by certainty, Borda, majority, chance
   certainty-report ...                                            certainty of right against wrong completions
+  belief RUN_DIR [--group ID]                                     what the policy believed, step by step (BARL)
   warmstart ...                                                   build the small embedded policy from nothing
   config                                                          every configuration key with type and default
   --version
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "select": _select,
         "certainty-report": _certainty_report,
+        "belief": _belief,
         "warmstart": _warmstart,
         "config": _config,
     }
@@ -124,6 +126,12 @@ def _certainty_report(arguments: list[str]) -> int:
     from system.certainty_report import main as certainty_report_main
 
     return certainty_report_main(arguments)
+
+
+def _belief(arguments: list[str]) -> int:
+    from system.belief_report import main as belief_main
+
+    return belief_main(arguments)
 
 
 def _warmstart(arguments: list[str]) -> int:

@@ -44,7 +44,8 @@ from system.completion_source import (
 )
 from system.config import split_inputs
 from system.config_schema import Config, TaskConfig
-from system.data.group_files import FiledGroup, JsonValue, read_groups
+from system.data.group_files import FiledGroup, read_groups
+from system.data.json_values import JsonValue
 from system.data.tasks import make_task
 from system.errors import ConfigError
 from system.records import ScoredGroup

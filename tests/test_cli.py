@@ -90,7 +90,7 @@ def test_config_lists_every_key(config_path: str, capsys: pytest.CaptureFixture[
 
 def test_unknown_commands_name_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
-    known = "train, evaluate, select, certainty-report, warmstart, config"
+    known = "train, evaluate, select, certainty-report, belief, warmstart, config"
     assert f"unknown command 'trian', expected one of {known}" in capsys.readouterr().err
 
 

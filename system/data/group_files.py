@@ -5,7 +5,8 @@
 | what `group_as_json` writes (token ids, text, rewards)     | RUN_DIR/rollouts/*.jsonl, completions.jsonl of `select` |
 | {"prompt", "reference_answer", "completions": [text, ...]} | elsewhere; its texts are tokenised as they stand        |
 
-Called by the recorder, `credence select` and `credence certainty-report`.
+Beliefs are written with a group that has some (belief_files.py reads them). Called by the recorder, `credence select`
+and `credence certainty-report`.
 """
 
 import json
@@ -17,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from system.data.belief_files import beliefs_as_json
+from system.data.json_values import JsonValue
 from system.errors import ConfigError
 from system.records import Completion, FinishReason, IntArray, PolicyVersions, Prompt, RewardTerm, ScoredGroup
-
-JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
 
 UNKNOWN_POLICY_VERSION = -1  # of tokens whose line does not say which weights wrote them
 _MAX_TOKEN_ID = 2**31 - 1
@@ -39,8 +40,8 @@ class FiledGroup:
 
 
 def group_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
-    """A scored group for reading: token ids and log-probabilities beside the text."""
-    return {
+    """A scored group for reading: token ids and log-probabilities beside the text, beliefs where it has some."""
+    record: dict[str, JsonValue] = {
         "group_id": group.group_id,
         "prompt_id": group.prompt.prompt_id,
         "prompt": group.prompt.text,
@@ -51,6 +52,7 @@ def group_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
             for completion, rewards in zip(group.completions, group.rewards, strict=True)
         ],
     }
+    return record | beliefs_as_json(group)
 
 
 def rewards_as_json(rewards: Iterable[RewardTerm]) -> dict[str, JsonValue]:

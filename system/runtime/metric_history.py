@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from system.runtime.recorder import JsonValue, read_json_lines
+from system.data.json_values import JsonValue
+from system.runtime.recorder import read_json_lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

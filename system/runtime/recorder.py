@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
-from system.data.group_files import JsonValue, group_as_json
+from system.data.group_files import group_as_json
+from system.data.json_values import JsonValue
 from system.records import ScoredGroup
 
 RECORDED_DISTRIBUTIONS = (

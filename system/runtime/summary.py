@@ -6,11 +6,12 @@ Everything but the ledger and the running time comes from metrics.jsonl, so a re
 from pathlib import Path
 from typing import Protocol
 
+from system.data.json_values import JsonValue
 from system.metrics import PHASES
 from system.runtime.curves import draw_curves
 from system.runtime.ledger import LedgerTotals
 from system.runtime.metric_history import HistoryLine, MetricHistory, read_history
-from system.runtime.recorder import JsonValue, write_json_atomically, write_text_atomically
+from system.runtime.recorder import write_json_atomically, write_text_atomically
 
 Summary = dict[str, JsonValue]
 

@@ -19,10 +19,11 @@ import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from system.data.group_files import rewards_as_json
+from system.data.json_values import JsonValue
 from system.errors import ConfigError
 from system.metrics import X_AXIS_METRICS, MetricTable
 from system.records import ScoredGroup
-from system.runtime.recorder import JsonLinesFile, JsonValue, finite, write_json_atomically
+from system.runtime.recorder import JsonLinesFile, finite, write_json_atomically
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 ResolvedWandbMode = Literal["online", "offline", "disabled"]

@@ -1,5 +1,6 @@
 """BARL end to end: hypotheses from the verifier's workers, beliefs from a replica that follows the policy."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,6 @@ def test_barl_trains_on_beliefs_of_the_version_that_generated(tmp_path: Path) ->
         assert metrics["reward/self_certainty_mean"] > 0  # monitored beside it, on the same replica
         assert metrics["reward/mean"] == metrics["train/accuracy"]
     assert summary(tmp_path / "small")["ledger_balanced"] is True
+    drawn = run([sys.executable, "-m", "system", "belief", str(tmp_path / "small")])
+    require_success(drawn)
+    assert "reference" in drawn.stdout
