@@ -188,6 +188,7 @@ def packed(rows: list[tuple[Prompt, IntArray]], *, tokens_per_microbatch: int) -
                 finish_reason="stop",
             ),
             advantages=np.full(len(token_ids), 1.0 if index % 2 else -1.0, np.float32),
+            in_loss=np.ones(len(token_ids), np.bool_),
         )
         for index, (prompt, token_ids) in enumerate(rows)
     ]

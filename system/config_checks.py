@@ -11,7 +11,7 @@ from dataclasses import fields
 from system.config_environment import check_environment
 from system.config_ranges import check_ranges
 from system.config_reference import config_keys
-from system.config_resources import reward_weights, uses_beliefs, uses_scoring_replicas
+from system.config_resources import reward_weights, uses_beliefs, uses_environment, uses_scoring_replicas
 from system.config_schema import (
     AlgorithmConfig,
     ClusterConfig,
@@ -64,24 +64,24 @@ def check_run(run: RunConfig) -> None:
 
 def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
     sources = {"task.train_path": task.train_path, "task.test_path": task.test_path, "task.dataset": task.dataset}
-    if task.name == "gsm8k_chains":
+    if task.name in ("gsm8k_chains", "triplets"):
         for key, value in sources.items():
             if value is not None:
                 raise ConfigError(
-                    key, given=value, expected="null, as gsm8k_chains is embedded", fix="remove it, or task.name=gsm8k"
+                    key, given=value, expected=f"null, as {task.name} is embedded", fix="remove it, or task.name=gsm8k"
                 )
-    elif task.max_train_steps is not None:
+    if task.name != "gsm8k_chains" and task.max_train_steps is not None:
         raise ConfigError(
             "task.max_train_steps",
             given=task.max_train_steps,
             expected=f"null, as the number of steps of a {task.name} problem is not known",
             fix="remove it",
         )
-    elif task.dataset is not None and (task.train_path is not None or task.test_path is not None):
+    if task.dataset is not None and (task.train_path is not None or task.test_path is not None):
         raise ConfigError(
             "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"
         )
-    elif task.dataset is None:
+    if task.dataset is None and task.name not in ("gsm8k_chains", "triplets"):
         for key in ("task.train_path", "task.test_path"):
             if sources[key] is None:
                 raise ConfigError(
@@ -90,7 +90,7 @@ def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
                     expected=f"a file with rows of {task.name}, or task.dataset",
                     fix=f"{key}=FILE.jsonl",
                 )
-    if evaluation.split == "validation":
+    if evaluation.split == "validation" and task.name != "triplets":
         largest = max(evaluation.num_problems, evaluation.num_problems_final)
         if largest > task.validation_size:
             raise ConfigError(
@@ -255,9 +255,12 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
 
 def check_belief(config: Config) -> None:
     """Keys that the algorithm does not read keep their defaults, and it has what it needs."""
+    of_answers = {"evidence", "max_candidates", "beta", "normalise_weights", "answer_reduction", "subtract_group_mean"}
+    of_environment = {"evidence", "hypotheses", "beta", "discount", "subtract_group_mean"}
     read_by = {
-        "barl": {field.name for field in fields(config.belief)},
+        "barl": of_environment if config.belief.evidence == "environment" else of_answers,
         "progress": {"answer_reduction", "subtract_group_mean"},
+        "markovian": {"discount", "subtract_group_mean"},
         "grpo": set(),
     }[config.algorithm.name]
     for field in fields(config.belief):
@@ -268,8 +271,33 @@ def check_belief(config: Config) -> None:
                 expected=f"the default {field.default!r}, as algorithm.name={config.algorithm.name} does not read it",
                 fix="remove it, or algorithm.name=barl",
             )
-    if not uses_beliefs(config):
-        return
+    if uses_environment(config):
+        _check_environment_belief(config)
+    elif uses_beliefs(config):
+        _check_answer_belief(config)
+
+
+def _check_environment_belief(config: Config) -> None:
+    if config.task.name != "triplets":
+        raise ConfigError(
+            "task.name",
+            given=config.task.name,
+            expected="triplets, the task that says at which step a hypothesis pays",
+            fix="task.name=triplets, or another algorithm.name",
+        )
+    hypotheses = config.belief.hypotheses
+    if config.algorithm.name == "barl" and (not hypotheses or "" in hypotheses.split(",")):
+        raise ConfigError(
+            "belief.hypotheses",
+            given=hypotheses,
+            expected="hypotheses separated by commas with belief.evidence=environment",
+            fix="e.g. belief.hypotheses='000,111,222'",
+        )
+    if config.belief.discount == 0:
+        raise ConfigError("belief.discount", given=0.0, expected="above 0 and at most 1", fix="e.g. 0.98")
+
+
+def _check_answer_belief(config: Config) -> None:
     if config.task.name == "code":
         raise ConfigError(
             "algorithm.name",

@@ -79,7 +79,13 @@ ABOVE_ZERO = (
     "weight_sync.canary_tolerance_nats",
     "evaluation.temperature",
 )
-FRACTIONS = ("scorer.ema_decay", "algorithm.clip_low", "learner.warmup_ratio", "learner.final_lr_ratio")
+FRACTIONS = (
+    "belief.discount",
+    "scorer.ema_decay",
+    "algorithm.clip_low",
+    "learner.warmup_ratio",
+    "learner.final_lr_ratio",
+)
 # A reward may also be given a negative weight.
 ANY_NUMBER = ("reward.verifier_weight", "reward.self_certainty_weight", "reward.plurality_weight")
 AT_MOST: dict[str, float] = {

@@ -25,7 +25,13 @@ class ActorNeeds:
 
 def uses_beliefs(config: Config) -> bool:
     """Whether the policy is asked for its answer after every step."""
-    return config.algorithm.name in ("barl", "progress")
+    return config.algorithm.name in ("barl", "progress") and not uses_environment(config)
+
+
+def uses_environment(config: Config) -> bool:
+    """Whether the task itself says at which step something pays."""
+    is_by_environment = config.algorithm.name == "barl" and config.belief.evidence == "environment"
+    return config.algorithm.name == "markovian" or is_by_environment
 
 
 def max_candidates(config: Config) -> int | None:

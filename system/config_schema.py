@@ -34,7 +34,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    name: Literal["gsm8k_chains", "gsm8k", "math", "code"] = key("Which task to train on.")
+    name: Literal["gsm8k_chains", "gsm8k", "math", "code", "triplets"] = key("Which task to train on.")
     train_path: str | None = key("Local .jsonl or .parquet with training rows; null: embedded data or dataset.", None)
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)
@@ -138,14 +138,22 @@ class BeliefConfig:
     answer_reduction: Literal["sum", "mean"] = key(
         "Log-probability of an answer: sum over its tokens, or mean, which takes out its length.", "sum"
     )
+    evidence: Literal["answers", "environment"] = key(
+        "What the belief is over: answers that the policy gives when it is asked after each step, or hypotheses of "
+        "which the task says at which step they would pay (triplets).",
+        "answers",
+    )
+    hypotheses: str | None = key("Hypotheses separated by commas, e.g. 000,111,222 (evidence=environment).", None)
+    discount: float = key("Discount of a reward for each step that it is away (evidence=environment, markovian).", 0.98)
     subtract_group_mean: bool = key("Subtract what the group's completions are worth at the same relative step.", True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    name: Literal["grpo", "barl", "progress"] = key(
+    name: Literal["grpo", "barl", "progress", "markovian"] = key(
         "How rewards become advantages: grpo one for each completion, barl one for each step by the belief over "
-        "candidate answers, progress the same with the reference answer alone.",
+        "candidate answers, progress the same with the reference answer alone, markovian the discounted reward to go "
+        "of a task that pays by step.",
         "grpo",
     )
     baseline: Literal["mean", "leave_one_out"] = key("What is subtracted from a reward in its group.", "mean")

@@ -1,12 +1,13 @@
 """Contracts between the layers: tasks, scorers, weight sources and sinks. No implementation lives here."""
 
 from collections.abc import Awaitable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from system.records import (
     AnswerContinuation,
+    BoolArray,
     CompletionGroup,
     FloatArray,
     Problem,
@@ -17,8 +18,9 @@ from system.records import (
 )
 
 Split = Literal["train", "validation", "test"]
-# exact rational comparison, math-verify on text, or a program that is run on tests (they are the reference answer)
-AnswerKind = Literal["rational", "math", "code"]
+# exact rational comparison, math-verify on text, a program that is run on tests (they are the reference answer), or a
+# response that contains the reference
+AnswerKind = Literal["rational", "math", "code", "contains"]
 
 
 class Tokenizer(Protocol):
@@ -59,6 +61,14 @@ class Task(Protocol):
 
     def answer_continuation(self, answer: str) -> AnswerContinuation:
         """How the response would go on if it had to state `answer` after a step."""
+
+
+@runtime_checkable
+class StepwiseTask(Protocol):
+    """A task that can say what a hypothesis would pay at each step; one token of its responses is one step."""
+
+    def payments(self, response: str, *, hypothesis: str) -> BoolArray:
+        """bool[S]: whether step t would be rewarded if `hypothesis` were the answer."""
 
 
 class Scorer(Protocol):

@@ -57,7 +57,7 @@ def plan_run(config: Config) -> RunPlan:
     """The derived numbers of the whole run. Raises ConfigError when the embedded task cannot be split as asked."""
     updates = config.run.num_updates
     num_problems: int | None = None
-    if config.task.name == "gsm8k_chains":
+    if config.task.name in ("gsm8k_chains", "triplets"):
         num_problems = len(make_task(config.task).load("train"))
     return RunPlan(
         num_prompts=updates * config.batch.prompts_per_step,

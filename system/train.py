@@ -198,6 +198,7 @@ def _connect(
     resumed = folder.resumed
     ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
     return Parts(
+        task=task,
         learner_group=learner_group,
         rollout_pool=pools.rollouts,
         scoring_pool=pools.scoring,

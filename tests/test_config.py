@@ -29,14 +29,10 @@ CONFIGS = REPOSITORY / "configs"
 OVERLAYS = {
     name: ["demo.yaml"]
     for name in (
-        "chains_grpo_60min.yaml",
-        "intuitor.yaml",
-        "grpo_pv.yaml",
-        "grpo_with_certainty.yaml",
-        "barl.yaml",
-        "progress.yaml",
+        *("chains_grpo_60min.yaml", "intuitor.yaml", "grpo_pv.yaml", "grpo_with_certainty.yaml"),
+        *("barl.yaml", "progress.yaml"),
     )
-}
+} | {"triplets_barl.yaml": ["experiment/triplets_markovian.yaml"]}
 
 
 def _shipped() -> list[list[Path]]:

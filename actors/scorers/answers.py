@@ -36,6 +36,11 @@ ANSWER_CHECKS: dict[AnswerKind, AnswerCheck] = {
         max_characters=MAX_ANSWER_CHARACTERS,
         has_time_limit=False,
     ),
+    "contains": AnswerCheck(
+        function="actors.scorers.contains_check:check_contains",
+        max_characters=MAX_ANSWER_CHARACTERS,
+        has_time_limit=False,
+    ),
     "code": AnswerCheck(
         function="actors.scorers.code_check:check_code", max_characters=MAX_PROGRAM_CHARACTERS, has_time_limit=True
     ),

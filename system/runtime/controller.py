@@ -27,11 +27,12 @@ from dataclasses import dataclass
 
 from system.algorithms.hacking_guards import HackingGuards
 from system.algorithms.rewards import combine_rewards
-from system.config_resources import uses_beliefs
+from system.config_resources import uses_beliefs, uses_environment
 from system.config_schema import Config
 from system.data.batching import pack_batch
 from system.data.prompts import PromptSource
-from system.data.samples import ScoredSamples, make_belief_samples, make_samples
+from system.data.samples import ScoredSamples, make_belief_samples, make_environment_samples, make_samples
+from system.interfaces import StepwiseTask, Task
 from system.records import Prompt, Sampling, ScoredGroup
 from system.runtime.checkpoint import (
     CheckpointStore,
@@ -59,6 +60,7 @@ _log = logging.getLogger(__name__)
 class Parts:
     """What the controller connects."""
 
+    task: Task
     learner_group: LearnerGroup
     rollout_pool: RolloutPool
     scoring_pool: ScoringPool | None  # None: no reward needs the policy's weights
@@ -221,6 +223,16 @@ class Controller:
     def _make_samples(self, group: ScoredGroup) -> ScoredSamples:
         if uses_beliefs(self._config):
             return make_belief_samples(group, reward_weights=self._reward_weights, belief=self._config.belief)
+        if uses_environment(self._config):
+            belief, task = self._config.belief, self._parts.task
+            assert isinstance(task, StepwiseTask)
+            return make_environment_samples(
+                group,
+                reward_weights=self._reward_weights,
+                belief=belief,
+                task=task,
+                hypotheses=belief.hypotheses.split(",") if belief.hypotheses else (),
+            )
         algorithm = self._config.algorithm
         return make_samples(
             group,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from system.config_schema import BeliefConfig
-from system.data.samples import make_belief_samples, make_samples, staleness
+from system.data.samples import make_belief_samples, make_environment_samples, make_samples, staleness
+from system.data.tasks.triplets import TripletsTask
 from system.records import BeliefTrace, Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
 
 
@@ -98,6 +99,46 @@ def test_belief_advantages_are_written_step_by_step() -> None:
     )
     # the mean of the first at its steps: (.7 + 1.05) / 2, (.4 + 1.05) / 2
     np.testing.assert_allclose(centred.advantages[0], [-0.175, -0.175, -0.325], atol=1e-6)
+
+
+def test_markovian_credit_counts_to_the_payment_and_ends_there() -> None:
+    scored = triplets("00011", "01000", values=(1.0, 1.0))
+    samples = make_environment_samples(
+        scored,
+        reward_weights={"verifier": 1.0},
+        belief=BeliefConfig(discount=0.5),
+        task=TripletsTask(),
+        hypotheses=(),
+    )
+    # to go: .25 .5 1 0 0 and .0625 .125 .25 .5 1, less their mean at the same step
+    np.testing.assert_allclose(samples.advantages[0], [0.09375, 0.1875, 0.375, -0.25, -0.5])
+    np.testing.assert_allclose(samples.advantages[1], [-0.09375, -0.1875, -0.375, 0.25, 0.5])
+    assert samples.samples[0].loss_mask.tolist() == [False, False, True, True, True, False, False]
+    assert samples.samples[1].loss_mask.tolist() == [False, False, True, True, True, True, True]
+
+
+def test_environment_beliefs_credit_other_hypotheses_as_well() -> None:
+    scored = triplets("111", "012", values=(0.0, 0.0))
+    samples = make_environment_samples(
+        scored,
+        reward_weights={"verifier": 1.0},
+        belief=BeliefConfig(discount=1.0, subtract_group_mean=False),
+        task=TripletsTask(),
+        hypotheses=("000", "111"),
+    )
+    # the truth 000 never pays; 111 pays at the last step, with weight 1/2
+    np.testing.assert_allclose(samples.advantages[0], [0.5, 0.5, 0.5])
+    np.testing.assert_allclose(samples.advantages[1], [0.0, 0.0, 0.0])
+    assert all(sample.loss_mask.sum() == 3 for sample in samples.samples)
+
+
+def triplets(*texts: str, values: tuple[float, ...]) -> ScoredGroup:
+    completions = [
+        replace(completion(index, token_ids=[int(character) for character in text]), text=text)
+        for index, text in enumerate(texts)
+    ]
+    scored = group(*((each, term(value)) for each, value in zip(completions, values, strict=True)))
+    return replace(scored, prompt=replace(scored.prompt, reference_answer="000"))
 
 
 def test_unweighted_scorer_only_monitors() -> None:

@@ -9,6 +9,7 @@ from system.data.tasks.gsm8k import Gsm8kTask
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
 from system.data.tasks.text_task import TextTask
+from system.data.tasks.triplets import TripletsTask
 from system.errors import ConfigError
 from system.interfaces import Task
 
@@ -37,6 +38,7 @@ def _make_text_task(kind: type[TextTask], config: TaskConfig) -> Task:
 
 TASK_FACTORIES: dict[str, Callable[[TaskConfig], Task]] = {
     "gsm8k_chains": _make_chains,
+    "triplets": lambda config: TripletsTask(),
     "gsm8k": partial(_make_text_task, Gsm8kTask),
     "math": partial(_make_text_task, MathTask),
     "code": partial(_make_text_task, CodeTask),

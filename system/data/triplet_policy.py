@@ -1,0 +1,53 @@
+"""The untrained policy of the triplets task: `python -m system.data.triplet_policy FOLDER`.
+
+A random Qwen2 of 83,000 parameters over three tokens, 0, 1 and 2, with an untied head. It draws them about
+equally often. vLLM's CPU attention knows no heads narrower than 32, which makes it wider than the prototype's.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+CHARACTERS = "012"
+MAX_LENGTH = 64
+SEED = 0
+
+
+def write_policy(folder: Path) -> None:
+    """Model and tokenizer; the same files at every call."""
+    torch.manual_seed(SEED)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(CHARACTERS),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=MAX_LENGTH,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            dtype="float32",
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer = Qwen2Tokenizer(
+        vocab={character: index for index, character in enumerate(CHARACTERS)},
+        merges=[],
+        unk_token=None,
+        eos_token=None,
+        pad_token=None,
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    write_policy(Path(sys.argv[1]))

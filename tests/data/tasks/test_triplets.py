@@ -1,0 +1,41 @@
+"""The synthetic task of the BARL paper: prompts, payments, and its untrained policy."""
+
+import hashlib
+from pathlib import Path
+
+from system.config_environment import model_folder
+from system.data.tasks.triplets import TripletsTask
+from system.data.triplet_policy import write_policy
+from system.interfaces import StepwiseTask
+
+
+def test_two_prompts_are_trained_on_and_the_third_is_held_out() -> None:
+    task = TripletsTask()
+    assert [(problem.question, problem.reference_answer) for problem in task.load("train")] == [
+        ("0", "000"),
+        ("1", "111"),
+    ]
+    assert [problem.question for problem in task.load("test")] == ["2"]
+    assert isinstance(task, StepwiseTask)
+
+
+def test_hypothesis_pays_where_it_ends_and_windows_overlap() -> None:
+    payments = TripletsTask().payments("0000122", hypothesis="000")
+    assert payments.tolist() == [False, False, True, True, False, False, False]
+    assert not TripletsTask().payments("22", hypothesis="222").any()
+    assert TripletsTask().payments("", hypothesis="222").tolist() == []
+
+
+def test_each_character_is_a_step_and_the_whole_response_is_the_answer() -> None:
+    assert TripletsTask().cut_steps("012") == [1, 2, 3]
+    assert TripletsTask().extract_answer("0122") == "0122"
+    assert TripletsTask().extract_answer("") is None
+
+
+def test_shipped_policy_is_what_the_command_writes(tmp_path: Path) -> None:
+    write_policy(tmp_path)
+    shipped = model_folder("builtin:triplets_83k")
+    assert shipped is not None
+    for name in ("model.safetensors", "tokenizer.json"):
+        written, kept = ((folder / name).read_bytes() for folder in (tmp_path, shipped))
+        assert hashlib.sha256(written).hexdigest() == hashlib.sha256(kept).hexdigest(), name
