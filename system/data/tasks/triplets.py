@@ -21,7 +21,12 @@ class TripletsTask:
 
     def load(self, split: Split) -> list[Problem]:
         return [
-            Problem(problem_id=f"{split}/{character}", question=character, solution="", reference_answer=character * 3)
+            Problem(
+                problem_id=f"{split}/{character}",
+                question=character,
+                solution=character * 3,
+                reference_answer=character * 3,
+            )
             for character in _PROMPTS[split]
         ]
 
