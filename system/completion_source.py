@@ -34,10 +34,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 def load_monitored_config(
     paths: Sequence[str], *, overrides: Sequence[str], command: str, check_devices: bool
 ) -> Config:
-    """The configuration with scoring replicas, whatever its rewards are. Raises ConfigError.
-
-    No reward is combined here, so the weight only has to be a number; 0 could leave nothing rewarded, which is refused.
-    """
+    """The configuration with scoring replicas, whatever its rewards are. Raises ConfigError."""
     if not paths:
         raise ConfigError(
             "CONFIG",
@@ -45,7 +42,15 @@ def load_monitored_config(
             expected="at least one YAML file before the overrides",
             fix=f"e.g. credence {command} configs/demo.yaml",
         )
-    return load_config(paths, [*overrides, f"reward.{SELF_CERTAINTY}_weight=1.0"], check_devices=check_devices)
+    monitored = [*overrides, f"reward.{SELF_CERTAINTY}_weight=0.0"]
+    try:
+        config = load_config(paths, overrides, check_devices=check_devices)
+    except ConfigError:
+        # Keys of the scorer are refused where nothing uses replicas yet; every other mistake is found again.
+        return load_config(paths, monitored, check_devices=check_devices)
+    if config.reward.self_certainty_weight is not None:  # it may be the only reward
+        return config
+    return load_config(paths, monitored, check_devices=check_devices)
 
 
 def new_folder(output: str | None, *, default: Path, files: Sequence[str]) -> Path:

@@ -8,10 +8,11 @@ import math
 import re
 from dataclasses import fields
 
+from system.config_belief import check_belief
 from system.config_environment import check_environment
 from system.config_ranges import check_ranges
 from system.config_reference import config_keys
-from system.config_resources import reward_weights, uses_beliefs, uses_environment, uses_scoring_replicas
+from system.config_resources import reward_weights, uses_scoring_replicas
 from system.config_schema import (
     AlgorithmConfig,
     ClusterConfig,
@@ -251,69 +252,6 @@ def check_algorithm(algorithm: AlgorithmConfig) -> None:
                 expected=f"false with algorithm.{key}={getattr(algorithm, key):g}, whose gradient every completion has",
                 fix=f"algorithm.skip_zero_advantages=false, or algorithm.{key}=0",
             )
-
-
-def check_belief(config: Config) -> None:
-    """Keys that the algorithm does not read keep their defaults, and it has what it needs."""
-    of_answers = {"evidence", "max_candidates", "beta", "normalise_weights", "answer_reduction", "subtract_group_mean"}
-    of_environment = {"evidence", "hypotheses", "beta", "discount", "subtract_group_mean"}
-    read_by = {
-        "barl": of_environment if config.belief.evidence == "environment" else of_answers,
-        "progress": {"answer_reduction", "subtract_group_mean"},
-        "markovian": {"discount", "subtract_group_mean"},
-        "grpo": set(),
-    }[config.algorithm.name]
-    for field in fields(config.belief):
-        if field.name not in read_by and getattr(config.belief, field.name) != field.default:
-            raise ConfigError(
-                f"belief.{field.name}",
-                given=getattr(config.belief, field.name),
-                expected=f"the default {field.default!r}, as algorithm.name={config.algorithm.name} does not read it",
-                fix="remove it, or algorithm.name=barl",
-            )
-    if uses_environment(config):
-        _check_environment_belief(config)
-    elif uses_beliefs(config):
-        _check_answer_belief(config)
-
-
-def _check_environment_belief(config: Config) -> None:
-    if config.task.name != "triplets":
-        raise ConfigError(
-            "task.name",
-            given=config.task.name,
-            expected="triplets, the task that says at which step a hypothesis pays",
-            fix="task.name=triplets, or another algorithm.name",
-        )
-    hypotheses = config.belief.hypotheses
-    if config.algorithm.name == "barl" and (not hypotheses or "" in hypotheses.split(",")):
-        raise ConfigError(
-            "belief.hypotheses",
-            given=hypotheses,
-            expected="hypotheses separated by commas with belief.evidence=environment",
-            fix="e.g. belief.hypotheses='000,111,222'",
-        )
-    if config.belief.discount == 0:
-        raise ConfigError("belief.discount", given=0.0, expected="above 0 and at most 1", fix="e.g. 0.98")
-
-
-def _check_answer_belief(config: Config) -> None:
-    if config.task.name == "code":
-        raise ConfigError(
-            "algorithm.name",
-            given=config.algorithm.name,
-            expected="grpo with task.name=code, as beliefs are over answers that can be compared",
-            fix="algorithm.name=grpo",
-        )
-    weights = {scorer: weight for scorer, weight in reward_weights(config.reward).items() if scorer != "verifier"}
-    if config.reward.verifier_weight <= 0 or any(weights.values()):
-        raise ConfigError(
-            "reward.verifier_weight",
-            given=config.reward.verifier_weight,
-            expected=f"above 0 and no other weight with algorithm.name={config.algorithm.name}, whose reward is the "
-            "verifier's verdict; weight 0 monitors the others",
-            fix="reward.verifier_weight=1.0",
-        )
 
 
 def check_learner(learner: LearnerConfig) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from system.cli import main
+from system.completion_source import load_monitored_config
+from system.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 # answer, self-certainty, right
 SEVENS = [("7", 1.0, 1.0), ("7", 2.0, 1.0), ("8", 9.0, 0.0), ("9", 3.0, 0.0)]
 FIVES = [("5", 9.0, 1.0), ("6", 1.0, 0.0), ("6", 2.0, 0.0), (None, 10.0, 0.0)]
@@ -154,3 +157,28 @@ def test_completions_of_another_tokenizer_are_refused(
 def test_a_configuration_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["select", "run.seed=1"]) == 2
     assert "CONFIG: given 'run.seed=1', expected at least one YAML file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overlay", "overrides"),
+    [
+        (None, []),
+        (None, ["scorer.num_workers=2", "scorer.cpus_per_worker=0.125"]),
+        ("intuitor.yaml", []),  # certainty is the only reward
+        ("barl.yaml", []),  # a weight beside the verifier's would be refused
+    ],
+)
+def test_every_configuration_gets_scoring_replicas(overlay: str | None, overrides: list[str]) -> None:
+    paths = [str(CONFIGS / "demo.yaml"), *([str(CONFIGS / "algorithm" / overlay)] if overlay else [])]
+    config = load_monitored_config(paths, overrides=overrides, command="select", check_devices=False)
+    assert config.reward.self_certainty_weight is not None
+
+
+def test_mistakes_in_a_configuration_are_named_whatever_is_monitored() -> None:
+    with pytest.raises(ConfigError, match=r"^learner\.zero_stage: given 7"):
+        load_monitored_config(
+            [str(CONFIGS / "demo.yaml")],
+            overrides=["learner.zero_stage=7", "scorer.num_workers=2"],
+            command="select",
+            check_devices=False,
+        )
