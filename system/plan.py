@@ -10,7 +10,7 @@ from pathlib import Path
 
 from learner.schedule import learning_rate_at
 from system.config_environment import joins_cluster, model_folder, read_safetensors_header
-from system.config_resources import ActorKind, actor_needs, reward_weights, uses_scoring_replicas
+from system.config_resources import ActorKind, actor_needs, max_candidates, reward_weights, uses_scoring_replicas
 from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig, ScorerConfig
 from system.data.tasks import make_task
 
@@ -109,12 +109,22 @@ def actor_notes(config: Config) -> dict[ActorKind, str]:
     )
     return {
         "rollout worker": f"vLLM, {rollout.dtype}, {cache}, {rollout.max_sequences} sequences at a time",
-        "scoring replica": f"{scorer.dtype}, {_scoring_weights(scorer)}, {scorer.tokens_per_pass:,} tokens in one pass",
+        "scoring replica": f"{_what_replicas_score(config)}; {scorer.dtype}, {_scoring_weights(scorer)}, "
+        f"{scorer.tokens_per_pass:,} tokens in one pass",
         "learner rank": f"DeepSpeed, {learner.dtype}, ZeRO {learner.zero_stage}, {learner.backend}"
         + _learner_memory(config),
         "reward worker": f"{', '.join(scorer for scorer in reward_weights(reward) if scorer != 'self_certainty')}; "
         f"{reward.processes_per_worker} child processes of at most {reward.memory_limit_mib} MiB",
     }
+
+
+def _what_replicas_score(config: Config) -> str:
+    parts = ["self-certainty"] if config.reward.self_certainty_weight is not None else []
+    candidates = max_candidates(config)
+    if candidates is not None:
+        others = f" and at most {candidates} candidates" if candidates else ""
+        parts.append(f"beliefs over the reference answer{others}")
+    return ", ".join(parts)
 
 
 def _scoring_weights(scorer: ScorerConfig) -> str:

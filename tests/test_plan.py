@@ -93,7 +93,7 @@ def test_scoring_replicas_are_placed_when_a_reward_needs_them(make_config: Calla
     replicas = actor_needs(config)["scoring replica"]
     assert (replicas.count, replicas.cpus, replicas.gpus) == (2, 0.25, 0)
     text = plan_text(config)
-    assert "scoring replica       2  cpu     0.25     0  float32, moving average of the weights (decay 0.99)" in text
+    assert "scoring replica       2  cpu     0.25     0  self-certainty; float32, moving average of the weights" in text
     assert "learner rank 0 broadcasts to 1 rollout workers and 2 scoring replicas by gloo" in text
     assert "reward: 1 x verifier, 0.5 x self_certainty" in text
 
@@ -110,3 +110,10 @@ def test_the_page_states_the_derivation(make_config: Callable[..., Config]) -> N
     assert "at most 7 per rank of 1,024 tokens" in text  # 32 sequences, 5 of 200 tokens in 1,024
     assert "10 updates, or until 60 s have passed" in text
     assert "0.01 passes over 6,262 problems" in text
+
+
+def test_the_plan_says_what_beliefs_are_over(make_config: Callable[..., Config]) -> None:
+    text = plan_text(make_config("algorithm.name=barl", "belief.max_candidates=3", "reward.self_certainty_weight=0"))
+    assert "self-certainty, beliefs over the reference answer and at most 3 candidates; float32, newest weights" in text
+    text = plan_text(make_config("algorithm.name=progress"))
+    assert "  beliefs over the reference answer; float32" in text
