@@ -1,7 +1,9 @@
 """The synthetic task of the BARL paper: prompts, payments, and its untrained policy."""
 
-import hashlib
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 from system.config_environment import model_folder
 from system.data.tasks.triplets import TripletsTask
@@ -36,6 +38,9 @@ def test_shipped_policy_is_what_the_command_writes(tmp_path: Path) -> None:
     write_policy(tmp_path)
     shipped = model_folder("builtin:triplets_83k")
     assert shipped is not None
-    for name in ("model.safetensors", "tokenizer.json"):
-        written, kept = ((folder / name).read_bytes() for folder in (tmp_path, shipped))
-        assert hashlib.sha256(written).hexdigest() == hashlib.sha256(kept).hexdigest(), name
+    assert (tmp_path / "tokenizer.json").read_text() == (shipped / "tokenizer.json").read_text()
+    written, kept = (load_file(folder / "model.safetensors") for folder in (tmp_path, shipped))
+    assert written.keys() == kept.keys()
+    for name, tensor in written.items():
+        # processors draw normal numbers by different instructions
+        torch.testing.assert_close(tensor, kept[name], rtol=0, atol=1e-6)
