@@ -14,6 +14,7 @@ from system.config_ranges import check_ranges
 from system.config_reference import config_keys
 from system.config_resources import reward_weights, uses_scoring_replicas
 from system.config_schema import (
+    EMBEDDED_TASKS,
     AlgorithmConfig,
     ClusterConfig,
     Config,
@@ -65,7 +66,7 @@ def check_run(run: RunConfig) -> None:
 
 def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
     sources = {"task.train_path": task.train_path, "task.test_path": task.test_path, "task.dataset": task.dataset}
-    if task.name in ("gsm8k_chains", "triplets"):
+    if task.name in EMBEDDED_TASKS:
         for key, value in sources.items():
             if value is not None:
                 raise ConfigError(
@@ -82,7 +83,7 @@ def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
         raise ConfigError(
             "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"
         )
-    if task.dataset is None and task.name not in ("gsm8k_chains", "triplets"):
+    if task.dataset is None and task.name not in EMBEDDED_TASKS:
         for key in ("task.train_path", "task.test_path"):
             if sources[key] is None:
                 raise ConfigError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from learner.schedule import learning_rate_at
 from system.config_environment import joins_cluster, model_folder, read_safetensors_header
 from system.config_resources import ActorKind, actor_needs, max_candidates, reward_weights, uses_scoring_replicas
-from system.config_schema import BatchConfig, Config, EvaluationConfig, LearnerConfig, ScorerConfig
+from system.config_schema import EMBEDDED_TASKS, BatchConfig, Config, EvaluationConfig, LearnerConfig, ScorerConfig
 from system.data.tasks import make_task
 
 _BYTES_OF = {"float32": 4, "bfloat16": 2}
@@ -57,7 +57,7 @@ def plan_run(config: Config) -> RunPlan:
     """The derived numbers of the whole run. Raises ConfigError when the embedded task cannot be split as asked."""
     updates = config.run.num_updates
     num_problems: int | None = None
-    if config.task.name in ("gsm8k_chains", "triplets"):
+    if config.task.name in EMBEDDED_TASKS:
         num_problems = len(make_task(config.task).load("train"))
     return RunPlan(
         num_prompts=updates * config.batch.prompts_per_step,
