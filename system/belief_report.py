@@ -15,11 +15,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from system.algorithms.belief import Belief, compute_belief
+from system.algorithms.belief import Belief
 from system.completion_source import policy_tokenizer
 from system.config import load_config
 from system.config_schema import Config
 from system.data.belief_files import read_beliefs
+from system.data.samples import trace_belief
 from system.errors import ConfigError
 from system.interfaces import Tokenizer
 from system.records import BeliefTrace
@@ -39,12 +40,7 @@ def main(argv: Sequence[str]) -> int:
             "--completion", given=options.completion, expected=f"0 to {len(traces) - 1}", fix="--completion 0"
         )
     trace, completion = traces[options.completion], record["completions"][options.completion]
-    belief = compute_belief(
-        trace.answer_logprobs,
-        outcomes=trace.outcomes,
-        beta=config.belief.beta,
-        normalise_weights=config.belief.normalise_weights,
-    )
+    belief = trace_belief(trace, config=config.belief)
     steps = step_texts(completion["token_ids"], trace=trace, tokenizer=policy_tokenizer(config))
     console = Console()
     console.print(

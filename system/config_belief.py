@@ -25,7 +25,10 @@ def check_belief(config: Config) -> None:
 
 
 def _refuse_unread(config: Config) -> None:
-    of_answers = {"evidence", "max_candidates", "beta", "normalise_weights", "answer_reduction", "subtract_group_mean"}
+    of_answers = {
+        "evidence", "max_candidates", "beta", "normalise_weights", "reference_weight", "answer_reduction",
+        "subtract_group_mean",
+    }  # fmt: skip
     of_environment = {"evidence", "hypotheses", "beta", "discount", "subtract_group_mean"}
     read_by: dict[str, set[str]] = {
         "barl": of_environment if config.belief.evidence == "environment" else of_answers,

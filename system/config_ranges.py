@@ -36,6 +36,7 @@ AT_LEAST: dict[str, float] = {
     "scorer.max_restarts": 0,
     "belief.max_candidates": 1,
     "belief.beta": 0,
+    "belief.reference_weight": 0,
     "algorithm.clip_high": 0,
     "algorithm.importance_cap": 1,  # a smaller cap would scale down samples that agree
     "algorithm.kl_coefficient": 0,

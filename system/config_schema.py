@@ -136,6 +136,11 @@ class BeliefConfig:
     max_candidates: int = key("Answers of a group that are hypotheses beside the reference answer (barl).", 5)
     beta: float = key("How fast a hypothesis that mispredicts progress loses its weight; 0: not at all (barl).", 1.0)
     normalise_weights: bool = key("Weights of the hypotheses sum to 1 at each step (barl).", True)
+    reference_weight: float = key(
+        "Weight of the reference answer's value beside the belief, which alone credits a wrong answer that the policy "
+        "believes in as much as the right one (barl, evidence=answers).",
+        0.0,
+    )
     answer_reduction: Literal["sum", "mean"] = key(
         "Log-probability of an answer: sum over its tokens, or mean, which takes out its length.", "sum"
     )

@@ -97,6 +97,10 @@ class MetricSet:
         """The reduced values, by ascending name. A mean of weights that sum to 0 is NaN."""
         return {name: running.value() for name, running in sorted(self._reduced.items())}
 
+    def value(self, name: str) -> float | None:
+        """The reduced value so far; None when nothing was added."""
+        return self._reduced[name].value() if name in self._reduced else None
+
     def clear(self) -> None:
         self._reduced.clear()
 
@@ -132,6 +136,10 @@ def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[Met
     )
 
 
+BELIEF_PHASES = ("hypotheses", "trees", "forward", "credit")
+BELIEF_VALUE_STEPS = 8  # belief/value_at_step_<t> for t below
+
+
 PROGRESS_METRICS = (
     MetricDefinition(name="progress/policy_version", description="Optimizer steps done.", reduction="last"),
     MetricDefinition(
@@ -156,12 +164,23 @@ REWARD_METRICS = (
             "belief/num_hypotheses_mean": "Hypotheses per group, the reference answer included.",
             "belief/reference_weight_mean": "Weight of the reference answer after the last step.",
             "belief/reference_probability_mean": "Probability of the reference answer after the last step.",
-            "belief/seconds": "Time of a scoring replica for the belief of one completion.",
+            "belief/value_at_step_<t>": "Value of step t (from 0), over the completions that have so many.",
             "completion/length_mean_tokens": "Tokens per completion.",
             "completion/truncated_fraction": "Completions cut at max_completion_tokens.",
             "completion/distinct_2": "Distinct 2-grams over all 2-grams of the update's completions.",
             "completion/repetition_4": "4-grams of a completion that occurred earlier in it, mean over completions.",
+            "completion/reflection_words_mean": "Words that announce a second thought, per completion.",
         },
+    ),
+    MetricDefinition(
+        name="belief/<phase>_seconds",
+        description="Busy time: hypotheses (reward workers), trees and forward (replicas), credit (driver).",
+        reduction="sum",
+    ),
+    MetricDefinition(
+        name="belief/<phase>_share",
+        description="That time over the wall time of the update; most of it overlaps with generation.",
+        depends_on_timing=True,
     ),
     MetricDefinition(name="completion/length_max_tokens", description="Longest completion.", reduction="max"),
     *_defined(
@@ -286,6 +305,8 @@ EVALUATION_METRICS = _defined(
         "eval/num_problems": "Held-out problems asked.",
         "eval/num_completions": "Sampled completions for each problem.",
         "eval/length_mean_tokens": "Tokens per sampled completion.",
+        "eval/tokens_per_solved": "Tokens of all sampled completions over the number of right ones.",
+        "eval/reflection_words_mean": "Words that announce a second thought, per sampled completion.",
         "eval/truncated_fraction": "Sampled completions cut at max_completion_tokens.",
         "eval/num_invalid": "Sampled completions without a valid verdict, counted as wrong.",
         "eval/policy_version": "Policy version that wrote the completions.",

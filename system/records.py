@@ -101,6 +101,7 @@ class AnswerHypotheses:
 
     answers: tuple[str, ...]  # K+1; 0 = reference answer
     stated: IntArray  # int32[G], the hypothesis that a completion's final answer equals; -1: none of them
+    seconds: float  # that finding them took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -111,7 +112,8 @@ class BeliefTrace:
     outcomes: IntArray  # int32[K+1], 1 where the final answer equals the hypothesis
     answer_logprobs: FloatArray  # float32[S+1, K+1], log P[t, i], nats
     policy_version: int
-    seconds: float
+    trees_seconds: float  # an equal share of what cutting steps and building trees took for the group
+    forward_seconds: float  # and of the forward passes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -48,14 +48,15 @@ def group() -> ScoredGroup:
         ),
         completions=(completion,),
         rewards=((verdict,),),
-        hypotheses=AnswerHypotheses(answers=("72", "74"), stated=np.array([1], np.int32)),
+        hypotheses=AnswerHypotheses(answers=("72", "74"), stated=np.array([1], np.int32), seconds=0.0),
         belief_traces=(
             BeliefTrace(
                 step_ends=np.array([8, len(token_ids)], np.int32),
                 outcomes=np.array([0, 1], np.int32),
                 answer_logprobs=np.array([np.log([0.3, 0.1]), np.log([0.1, 0.4]), [-np.inf, np.log(0.9)]], np.float32),
                 policy_version=5,
-                seconds=0.1,
+                trees_seconds=0.1,
+                forward_seconds=0.1,
             ),
         ),
     )  # fmt: skip

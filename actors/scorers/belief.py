@@ -29,7 +29,7 @@ class BeliefScorer:
         self._reduction: AnswerReduction = reduction
 
     def traces(self, group: CompletionGroup, *, hypotheses: AnswerHypotheses) -> tuple[BeliefTrace, ...]:
-        """One trace for each completion; `seconds` is an equal share. Raises what the model raises."""
+        """One trace for each completion. Raises what the model raises."""
         start = time.perf_counter()
         steps = [
             completion_steps(completion, task=self._task, tokenizer=self._model.tokenizer)
@@ -40,8 +40,9 @@ class BeliefScorer:
             self._tree(group.prompt.token_ids, completion, steps=each, prefix=prefix, answers=answers)
             for completion, each in zip(group.completions, steps, strict=True)
         ]
+        built = time.perf_counter()
         tables = self._model.answer_logprobs(trees, temperature=1.0)
-        seconds = (time.perf_counter() - start) / len(group.completions)
+        passed = time.perf_counter()
         lengths = np.array([len(answer) for answer in answers])
         return tuple(
             BeliefTrace(
@@ -51,7 +52,8 @@ class BeliefScorer:
                     np.float32
                 ),
                 policy_version=self._model.policy_version,
-                seconds=seconds,
+                trees_seconds=(built - start) / len(group.completions),
+                forward_seconds=(passed - built) / len(group.completions),
             )
             for each, stated, table in zip(steps, hypotheses.stated, tables, strict=True)
         )

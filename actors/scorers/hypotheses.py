@@ -3,6 +3,7 @@
 Runs beside the verifier in a reward worker; the belief scorer asks the policy for each of them after every step.
 """
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -33,6 +34,7 @@ class HypothesisFinder(AnswerScorer):
         Right answers are the reference, however they are written; the others form classes of equal answers, and each
         class that is taken is written as most of its completions write it.
         """
+        start = time.perf_counter()
         answers = self._read_answers(group)
         classes = [
             NO_ANSWER if right else answer.class_index
@@ -50,4 +52,5 @@ class HypothesisFinder(AnswerScorer):
         return AnswerHypotheses(
             answers=(group.prompt.reference_answer, *(text for text in texts if text is not None)),
             stated=np.array(stated, dtype=np.int32),
+            seconds=time.perf_counter() - start,
         )

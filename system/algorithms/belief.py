@@ -34,7 +34,8 @@ class Belief:
 
     An outcome pays under its own hypothesis, and each step is valued by the belief before it. So a response that ends
     on a wrong answer which the policy believed in has step values near 1, and one that turns from it to the reference
-    only in its last step has values near those of the wrong hypothesis, below 0.
+    only in its last step has values near those of the wrong hypothesis, below 0. A `reference_weight` above 0 values
+    the reference beside the belief, as the recipe of the synthetic task does with 1 / |M|.
     """
 
     rewards: Float64Array  # float64[S, K+1], r_i[t], probability, -1 .. 1
@@ -126,7 +127,12 @@ def reduce_token_logprobs(
 
 
 def compute_belief(
-    answer_logprobs: FloatingArray, *, outcomes: NDArray[np.generic], beta: float = 1.0, normalise_weights: bool = True
+    answer_logprobs: FloatingArray,
+    *,
+    outcomes: NDArray[np.generic],
+    beta: float = 1.0,
+    normalise_weights: bool = True,
+    reference_weight: float = 0.0,
 ) -> Belief:
     """The posterior over hypotheses after every step of one response, and the value of each step under it.
 
@@ -137,15 +143,14 @@ def compute_belief(
         log credibility  = log P[t, i]
         log consistency  = -beta sum_{t' < t} |r_0[t'] - r_i[t']|              0 at t = 0, and always for i = 0
         w_i[t]           proportional to exp(log credibility + log consistency)
-        step_values[t]   = sum_i w_i[t] Q_i[t]                                 t = 0 .. S-1
+        step_values[t]   = reference_weight Q_0[t] + sum_i w_i[t] Q_i[t]       t = 0 .. S-1
 
     The observed reward is that of hypothesis 0, so a hypothesis that mispredicts it loses weight however credible
     the policy finds it. With K = 0 and normalised weights, step_values = Q_0: Progress.
 
-    Weights are normalised over i by default, sum_i w_i[t] = 1: the equation gives them up to a factor, and a posterior
-    sums to 1. Without, w_i[t] is the plain product, and step values shrink with the probability of the answers: a long
-    one gives next to no credit. Normalising is done in log space, so probabilities below the smallest float keep their
-    ratios; in rewards they count as 0. Where all of a row is -inf, normalised weights follow consistency alone.
+    Weights are normalised over i by default, sum_i w_i[t] = 1, in log space, so that probabilities below the smallest
+    float keep their ratios (in rewards they count as 0). Without, step values shrink with the probability of the
+    answers: a long one gives next to no credit. Where all of a row is -inf, consistency alone decides.
 
     Args:
         answer_logprobs: log P, float[S+1, K+1], nats; -inf is allowed, up to 1e-4 above 0 counts as 0.
@@ -153,18 +158,18 @@ def compute_belief(
             verifier's verdict.
         beta: >= 0; 0 leaves credibility alone. The paper has 1.
         normalise_weights: whether sum_i w_i[t] = 1.
+        reference_weight: >= 0; adds what is known beside the belief, that hypothesis 0 is the truth (see Belief).
 
     Returns:
         The step values and every intermediate; [0] and [0, K+1] for a response without steps.
 
     Raises:
         ValueError: other shapes or dtypes, a log-probability that is NaN, +inf or above 0, an outcome other than 0
-            and 1, or `beta` negative or not finite.
+            and 1, or `beta` or `reference_weight` negative or not finite.
 
     Source: Zhang et al., Beyond Markovian, arXiv 2505.20561v2.
     """
-    if not 0.0 <= beta < math.inf:
-        raise ValueError(f"beta must be finite and >= 0, got {beta}")
+    _check_factors(beta=beta, reference_weight=reference_weight)
     log_credibility = _checked_table(answer_logprobs)
     outcomes_64 = _checked_outcomes(outcomes, num_hypotheses=log_credibility.shape[1])
     probabilities = np.exp(log_credibility)
@@ -179,7 +184,7 @@ def compute_belief(
         log_credibility=log_credibility,
         log_consistency=log_consistency,
         posterior=posterior,
-        step_values=(posterior[:-1] * values).sum(axis=1),
+        step_values=reference_weight * values[:, 0] + (posterior[:-1] * values).sum(axis=1),
     )
 
 
@@ -272,6 +277,12 @@ def _posterior(
     log_weights = np.where(is_impossible, log_consistency, log_weights)
     weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _check_factors(**factors: float) -> None:
+    for name, factor in factors.items():
+        if not 0.0 <= factor < math.inf:
+            raise ValueError(f"{name} must be finite and >= 0, got {factor}")
 
 
 def _checked_table(answer_logprobs: FloatingArray) -> Float64Array:

@@ -1,14 +1,29 @@
-"""How varied completions are, from token ids alone: the early signs of a collapsing policy.
+"""How varied completions are, from token ids, and how often they announce a second thought, from their text.
 
-Called for the metrics of every update, so it costs one sort of the n-grams.
+Called for the metrics of every update, so it costs one sort of the n-grams and one search of the text.
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from system.records import IntArray
+
+# Words with which English reasoning turns back on itself, after the kinds that the BARL paper counts.
+REFLECTION_WORDS = (
+    "wait", "alternatively", "let me check", "let me verify", "let's check", "let's verify", "double-check",
+    "check again", "re-check", "recheck", "re-examine", "reexamine", "re-evaluate", "reevaluate", "reconsider",
+    "rethink", "think again", "on second thought", "start over", "try another", "try again", "another approach",
+    "another way", "made a mistake", "made an error",
+)  # fmt: skip
+_REFLECTION = re.compile(rf"\b(?:{'|'.join(map(re.escape, REFLECTION_WORDS))})\b", re.IGNORECASE)
+
+
+def count_reflection_words(text: str) -> int:
+    """How often one of REFLECTION_WORDS occurs in `text`, whatever its case, as whole words."""
+    return len(_REFLECTION.findall(text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
 
 
 def distinct_n(completions: Sequence[IntArray], *, n: int) -> float:

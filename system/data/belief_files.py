@@ -44,7 +44,8 @@ def read_beliefs(record: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Beli
             outcomes=np.array(entry["outcomes"], dtype=np.int32),
             answer_logprobs=np.array(entry["answer_logprobs"], dtype=np.float32),
             policy_version=entry["policy_version"],
-            seconds=0.0,
+            trees_seconds=0.0,
+            forward_seconds=0.0,
         )
         for entry in record["beliefs"]
     )

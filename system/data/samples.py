@@ -14,7 +14,7 @@ from system.algorithms.environment_belief import environment_values, is_unpaid
 from system.algorithms.rewards import CombinedRewards, combine_rewards
 from system.config_schema import BeliefConfig
 from system.interfaces import StepwiseTask
-from system.records import BoolArray, Completion, FloatArray, Prompt, ScoredGroup, TrainingSample
+from system.records import BeliefTrace, BoolArray, Completion, FloatArray, Prompt, ScoredGroup, TrainingSample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,15 +46,7 @@ def make_belief_samples(
 ) -> ScoredSamples:
     """BARL and Progress: one advantage for each step, the same on all its tokens. The group has belief traces."""
     rewards = combine_rewards(group.rewards, weights=reward_weights)
-    beliefs = tuple(
-        compute_belief(
-            trace.answer_logprobs,
-            outcomes=trace.outcomes,
-            beta=belief.beta,
-            normalise_weights=belief.normalise_weights,
-        )
-        for trace in group.belief_traces
-    )
+    beliefs = tuple(trace_belief(trace, config=belief) for trace in group.belief_traces)
     by_step = step_advantages(
         [each.step_values for each in beliefs], valid=rewards.valid, subtract_group_mean=belief.subtract_group_mean
     )
@@ -63,6 +55,17 @@ def make_belief_samples(
         for values, trace, completion in zip(by_step, group.belief_traces, group.completions, strict=True)
     )
     return _scored_samples(group, rewards=rewards, advantages=advantages, beliefs=beliefs)
+
+
+def trace_belief(trace: BeliefTrace, *, config: BeliefConfig) -> Belief:
+    """What the policy's answers after each step amount to, under the configuration of the run."""
+    return compute_belief(
+        trace.answer_logprobs,
+        outcomes=trace.outcomes,
+        beta=config.beta,
+        normalise_weights=config.normalise_weights,
+        reference_weight=config.reference_weight,
+    )
 
 
 def make_environment_samples(

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ from system.runtime.ledger import Ledger
 from system.runtime.reporter import Reporter
 from system.runtime.rollout_pool import RolloutPool
 from system.runtime.scoring_pool import ScoringPool
-from system.runtime.step_metrics import add_batch_metrics, add_group_metrics
+from system.runtime.step_metrics import add_batch_metrics, add_belief_shares, add_group_metrics
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_pool import PoolMember, WorkerDiedError
 
@@ -220,7 +220,14 @@ class Controller:
         self._metrics.add("rollout/tokens_per_second", num_tokens / seconds)
         return groups
 
-    def _make_samples(self, group: ScoredGroup) -> ScoredSamples:
+    def _make_samples(self, groups: Sequence[ScoredGroup]) -> list[ScoredSamples]:
+        start = time.perf_counter()
+        scored = [self._samples_of(group) for group in groups]
+        if uses_beliefs(self._config):
+            self._metrics.add("belief/credit_seconds", time.perf_counter() - start)
+        return scored
+
+    def _samples_of(self, group: ScoredGroup) -> ScoredSamples:
         if uses_beliefs(self._config):
             return make_belief_samples(group, reward_weights=self._reward_weights, belief=self._config.belief)
         if uses_environment(self._config):
@@ -253,7 +260,7 @@ class Controller:
             if difference is not None:
                 self._metrics.add("scorer/logprob_max_abs_diff_nats", difference)
         with self._phase("batch"):
-            scored = [self._make_samples(group) for group in groups]
+            scored = self._make_samples(groups)
             batch = pack_batch(
                 [sample for item in scored for sample in item.samples],
                 num_ranks=self._config.learner.num_ranks,
@@ -262,6 +269,8 @@ class Controller:
             )
             add_group_metrics(self._metrics, scored, policy_version=self.outcome.policy_version)
             add_batch_metrics(self._metrics, batch, num_groups=len(groups))
+            if version == 0 or _is_due(self._config.evaluation.every_updates, version):
+                self._reporter.show_beliefs(scored, policy_version=version)
         with self._phase("train"):
             result = await parts.learner_group.train_step(batch)
         self._metrics.extend(result.metrics)
@@ -367,6 +376,7 @@ class Controller:
         """One tracker call for everything since the last one."""
         now = time.perf_counter()
         self._metrics.add("time/step_seconds", now - self._last_log_time)
+        add_belief_shares(self._metrics, step_seconds=now - self._last_log_time)
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())

@@ -1,6 +1,7 @@
 """curves.png of a run: accuracy, length and entropy, gradient and divergence, where the time went.
 
-A run that monitors self-certainty has two more: certainty beside accuracy, and how much the completions repeat.
+A run that monitors self-certainty has two more: certainty beside accuracy, and how much the completions repeat. A run
+with beliefs has two more: what each step is worth, and how much of an update's time the beliefs take.
 """
 
 import math
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from system.metrics import PHASES
+from system.metrics import BELIEF_PHASES, BELIEF_VALUE_STEPS, PHASES
 from system.runtime.metric_history import MetricHistory
 
 SMOOTHING_UPDATES = 10
@@ -21,7 +22,8 @@ PHASE_COLOURS = ("#4c72b0", "#ccb974", "#8c8c8c", "#dd8452", "#55a868", "#8172b3
 def draw_curves(history: MetricHistory, *, path: Path, title: str) -> None:
     """Writes one PNG with its panels over policy versions; panels without data say so."""
     has_certainty = bool(history.series(CERTAINTY)[1])
-    num_rows = 3 if has_certainty else 2
+    has_beliefs = bool(history.names(prefix="belief/"))
+    num_rows = 2 + has_certainty + has_beliefs
     figure = Figure(figsize=(12, 4 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
@@ -58,6 +60,21 @@ def draw_curves(history: MetricHistory, *, path: Path, title: str) -> None:
             title="Repetition",
             left=("completion/distinct_2", "distinct 2-grams"),
             right=("completion/repetition_4", "repeated 4-grams"),
+        )
+    if has_beliefs:
+        _draw_family(
+            panels[-1][0],
+            history=history,
+            names={f"belief/value_at_step_{step}": f"step {step}" for step in range(BELIEF_VALUE_STEPS)},
+            title="Bayesian value of each step",
+            label="value",
+        )
+        _draw_family(
+            panels[-1][1],
+            history=history,
+            names={f"belief/{phase}_share": phase for phase in BELIEF_PHASES},
+            title="Time for beliefs",
+            label="share of the update's wall time",
         )
     figure.savefig(path, dpi=110)
 
@@ -103,6 +120,16 @@ def _draw_pair(
     right_versions, right_values = history.series(right[0])
     if right_values:
         _right_axis(axes, versions=right_versions, values=right_values, label=right[1])
+
+
+def _draw_family(axes: Axes, *, history: MetricHistory, names: dict[str, str], title: str, label: str) -> None:
+    """One smoothed line for each metric that has values; `names` maps metrics to their labels."""
+    drawn = {legend: history.series(name) for name, legend in names.items() if history.series(name)[1]}
+    for legend, (versions, values) in drawn.items():
+        axes.plot(versions, _smoothed(values), label=legend)
+    _finish(axes, title=title, label=label, has_data=bool(drawn))
+    if drawn:
+        axes.legend(fontsize=8, ncols=2)
 
 
 def _draw_phases(axes: Axes, *, history: MetricHistory) -> None:

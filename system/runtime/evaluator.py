@@ -14,6 +14,7 @@ import numpy as np
 
 from system.algorithms.pass_at_k import mean_with_interval, pass_at_k
 from system.algorithms.rewards import is_right
+from system.algorithms.text_statistics import count_reflection_words
 from system.config_schema import EvaluationConfig
 from system.metrics import Metric
 from system.records import Prompt, Sampling, ScoredGroup
@@ -40,6 +41,8 @@ class EvaluationResult:
     greedy: Accuracy
     pass_at: dict[int, float]  # k -> unbiased estimate
     length_mean_tokens: float
+    tokens_per_solved: float | None  # None when nothing was solved
+    reflection_words_mean: float
     truncated_fraction: float
     num_invalid: int
     groups: tuple[ScoredGroup, ...] = field(repr=False)
@@ -55,10 +58,13 @@ class EvaluationResult:
             "eval/num_problems": self.num_problems,
             "eval/num_completions": self.num_completions,
             "eval/length_mean_tokens": self.length_mean_tokens,
+            "eval/reflection_words_mean": self.reflection_words_mean,
             "eval/truncated_fraction": self.truncated_fraction,
             "eval/num_invalid": self.num_invalid,
             "eval/policy_version": self.policy_version,
         } | {f"eval/pass_at_{k}": value for k, value in self.pass_at.items()}
+        if self.tokens_per_solved is not None:
+            values["eval/tokens_per_solved"] = self.tokens_per_solved
         return tuple(Metric(name=name, value=float(value)) for name, value in values.items())
 
 
@@ -133,6 +139,7 @@ def summarise(
     num_completions = len(right[0])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if 1 < k <= num_completions]
     completions = [completion for group in sampled for completion in group.completions]
+    num_tokens, num_right = sum(len(completion.token_ids) for completion in completions), sum(map(sum, right))
     return EvaluationResult(
         policy_version=policy_version,
         num_problems=len(sampled),
@@ -143,7 +150,9 @@ def summarise(
             k: float(np.mean([pass_at_k(num_samples=num_completions, num_correct=sum(row), k=k) for row in right]))
             for k in ks
         },
-        length_mean_tokens=float(np.mean([len(completion.token_ids) for completion in completions])),
+        length_mean_tokens=num_tokens / len(completions),
+        tokens_per_solved=num_tokens / num_right if num_right else None,
+        reflection_words_mean=float(np.mean([count_reflection_words(completion.text) for completion in completions])),
         truncated_fraction=float(np.mean([completion.finish_reason == "length" for completion in completions])),
         num_invalid=sum(term.status == "invalid" for group in sampled for row in group.rewards for term in row),
         groups=tuple(sampled),

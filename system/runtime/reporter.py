@@ -8,9 +8,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from system.data.samples import ScoredSamples
 from system.metrics import MetricSet, MetricTable
 from system.records import ScoredGroup
+from system.runtime.belief_figures import draw_pass_at_k, draw_posteriors, posterior_panels
 from system.runtime.evaluator import EvaluationResult
+from system.runtime.metric_history import read_history
 from system.runtime.progress import Progress
 from system.runtime.recorder import Recorder
 from system.runtime.tracker import Tracker, sample_completions
@@ -29,6 +32,7 @@ class Reporter:
         progress: Progress,
         completions_per_table: int,
     ) -> None:
+        self._run_folder = run_folder
         self._status_path = run_folder / "status.json"
         self._policy_version = 0
         self._table = table
@@ -54,8 +58,26 @@ class Reporter:
         values = metrics.reduce()
         self._policy_version = policy_version
         self._tracker.log(values, policy_version=policy_version)
+        if any(name.startswith("eval/pass_at_") for name in values):
+            self._show_pass_at_k(policy_version)
         self._recorder.record_groups(groups, policy_version=policy_version)
         self._progress.update(policy_version, metrics=values)
+
+    def show_beliefs(self, scored: Sequence[ScoredSamples], *, policy_version: int) -> None:
+        """Heat maps of the posterior of a few completions, as beliefs/VERSION.png and in W&B."""
+        panels = posterior_panels(scored, count=self._completions_per_table)
+        if not panels:
+            return
+        folder = self._run_folder / "beliefs"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{policy_version:08d}.png"
+        draw_posteriors(panels, path=path, title=f"Beliefs of policy version {policy_version}")
+        self._tracker.log_image("belief/posteriors", path=path, policy_version=policy_version)
+
+    def _show_pass_at_k(self, policy_version: int) -> None:
+        path = self._run_folder / "pass_at_k.png"
+        if draw_pass_at_k(read_history(self._run_folder / "metrics.jsonl"), path=path, title=self._run_folder.name):
+            self._tracker.log_image("eval/pass_at_k", path=path, policy_version=policy_version)
 
     def alert(self, title: str, *, text: str) -> None:
         """Somebody should look at the run now: terminal and W&B."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from system.algorithms.rewards import VERIFIER
-from system.algorithms.text_statistics import distinct_n, repetition_n
+from system.algorithms.text_statistics import count_reflection_words, distinct_n, repetition_n
 from system.data.samples import ScoredSamples, staleness
-from system.metrics import MetricSet
+from system.metrics import BELIEF_PHASES, BELIEF_VALUE_STEPS, MetricSet
 from system.records import TrainingBatch
 from system.runtime.group_scoring import scored_by
 
@@ -48,6 +48,7 @@ def _add_completion_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
         metrics.add("completion/length_mean_tokens", num_tokens)
         metrics.add("completion/length_max_tokens", num_tokens)
         metrics.add("completion/truncated_fraction", float(completion.finish_reason == "length"))
+        metrics.add("completion/reflection_words_mean", count_reflection_words(completion.text))
         if num_tokens:
             metrics.add("advantage/mean_abs", float(np.abs(advantage).mean()), weight=num_tokens)
         for term in row:
@@ -58,15 +59,28 @@ def _add_completion_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
                     metrics.add("train/accuracy", term.value)
 
 
+def add_belief_shares(metrics: MetricSet, *, step_seconds: float) -> None:
+    """Each phase of the beliefs as a share of the update's wall time, once both are complete."""
+    for phase in BELIEF_PHASES:
+        seconds = metrics.value(f"belief/{phase}_seconds")
+        if seconds is not None:
+            metrics.add(f"belief/{phase}_share", seconds / step_seconds)
+
+
 def _add_belief_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
+    if item.group.hypotheses is not None:
+        metrics.add("belief/hypotheses_seconds", item.group.hypotheses.seconds)
     for belief, trace in zip(item.beliefs, item.group.belief_traces, strict=True):
         metrics.add("belief/num_hypotheses_mean", len(trace.outcomes))
         metrics.add("belief/num_steps_mean", len(trace.step_ends))
-        metrics.add("belief/seconds", trace.seconds)
+        metrics.add("belief/trees_seconds", trace.trees_seconds)
+        metrics.add("belief/forward_seconds", trace.forward_seconds)
         metrics.add("belief/reference_weight_mean", float(belief.posterior[-1, 0]))
         metrics.add("belief/reference_probability_mean", float(np.exp(trace.answer_logprobs[-1, 0])))
-        for value in belief.step_values:
+        for step, value in enumerate(belief.step_values):
             metrics.add("belief/step_value_mean", float(value))
+            if step < BELIEF_VALUE_STEPS:
+                metrics.add(f"belief/value_at_step_{step}", float(value))
 
 
 def add_batch_metrics(metrics: MetricSet, batch: TrainingBatch, *, num_groups: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from system.data.json_values import JsonValue
-from system.metrics import PHASES
+from system.metrics import BELIEF_PHASES, PHASES
 from system.runtime.curves import draw_curves
 from system.runtime.ledger import LedgerTotals
 from system.runtime.metric_history import HistoryLine, MetricHistory, read_history
@@ -69,12 +69,22 @@ def summarise(history: MetricHistory, *, outcome: RunOutcome, ledger: LedgerTota
             for k in _pass_at_ks(history)
             for when, line in (("before", before), ("after", after))
         },
+        **{
+            f"{name}_{when}": _value(line, name=f"eval/{name}")
+            for name in ("length_mean_tokens", "tokens_per_solved", "reflection_words_mean")
+            for when, line in (("before", before), ("after", after))
+        },
         "evaluation_problems": _value(before, name="eval/num_problems"),
         "num_updates": outcome.policy_version,
         "stopped_by": outcome.stopped_by,
         "seconds": seconds,
         "completion_tokens": outcome.completion_tokens,
         "seconds_by_phase": {phase: history.total(f"time/{phase}_seconds") for phase in PHASES},
+        "belief_seconds_by_phase": {
+            phase: history.total(f"belief/{phase}_seconds")
+            for phase in BELIEF_PHASES
+            if history.names(prefix="belief/")
+        },
         "rollout_tokens_per_second_mean": history.mean("rollout/tokens_per_second"),
         "learner_tokens_per_second_mean": history.mean("learner/tokens_per_second"),
         "weight_sync_seconds_mean": history.mean("weight_sync/seconds"),
@@ -115,18 +125,26 @@ def render_page(summary: Summary, *, folder: Path) -> str:
         _accuracy_row("greedy", summary=summary, name="accuracy_greedy"),
         *(_accuracy_row(f"pass@{k}", summary=summary, name=f"pass_at_{k}") for k in pass_at_ks),
         "",
+        "| held-out completions | before | after |",
+        "|---|---|---|",
+        _before_after_row("tokens", summary=summary, name="length_mean_tokens", form="{:.1f}"),
+        _before_after_row("tokens for each right one", summary=summary, name="tokens_per_solved", form="{:.1f}"),
+        _before_after_row("reflection words", summary=summary, name="reflection_words_mean", form="{:.2f}"),
+        "",
         *_cost_lines(summary),
         "",
-        "Curves: `curves.png`. Every update: `metrics.jsonl`. Samples: `completions.jsonl`, `rollouts/`.",
+        "Curves: `curves.png`, `pass_at_k.png`. Every update: `metrics.jsonl`. "
+        "Samples: `completions.jsonl`, `rollouts/`.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _cost_lines(summary: Summary) -> list[str]:
-    by_phase = summary["seconds_by_phase"]
+    by_phase, beliefs = summary["seconds_by_phase"], summary["belief_seconds_by_phase"]
     ledger, invalid, alarms = summary["ledger"], summary["invalid_rewards_by_reason"], summary["alarms"]
     assert isinstance(by_phase, dict)
+    assert isinstance(beliefs, dict)
     assert isinstance(ledger, dict)
     assert isinstance(invalid, dict)
     assert isinstance(alarms, dict)
@@ -138,6 +156,7 @@ def _cost_lines(summary: Summary) -> list[str]:
         "| time by phase | seconds | share |",
         "|---|---|---|",
         *(f"| {phase} | {value:,.1f} | {value / total:.0%} |" for phase, value in by_phase.items()),
+        *(f"| beliefs, busy: {phase} | {value:,.1f} | {value / total:.0%} |" for phase, value in beliefs.items()),
         "",
         f"- Rollout {_number(summary['rollout_tokens_per_second_mean'], '{:,.0f}')} completion tokens/s, "
         f"learner {_number(summary['learner_tokens_per_second_mean'], '{:,.0f}')} tokens/s.",
@@ -171,6 +190,11 @@ def _accuracy_row(label: str, *, summary: Summary, name: str) -> str:
         for when in ("before", "after")
     ]
     return f"| {label} | {cells[0]} | {cells[1]} | {gain} |"
+
+
+def _before_after_row(label: str, *, summary: Summary, name: str, form: str) -> str:
+    cells = [_number(summary[f"{name}_{when}"], form) for when in ("before", "after")]
+    return f"| {label} | {cells[0]} | {cells[1]} |"
 
 
 def _interval_text(interval: JsonValue) -> str:

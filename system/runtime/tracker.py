@@ -9,7 +9,7 @@ import logging
 import netrc
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +156,10 @@ class Tracker:
         if samples:
             self._wandb.log_table(samples, policy_version=policy_version)
 
+    def log_image(self, name: str, *, path: Path, policy_version: int) -> None:
+        """Shows a PNG of the run folder in W&B."""
+        self._wandb.log_image(name, path=path, policy_version=policy_version)
+
     def alert(self, title: str, *, text: str) -> None:
         """Tells whoever watches the run in W&B, by mail or chat as their account is set up."""
         self._wandb.alert(title, text=text)
@@ -211,12 +215,27 @@ class _WandbRun:
             return
         columns = [field.name for field in fields(CompletionSample)]
         rows = [[_cell(getattr(sample, column)) for column in columns] for sample in samples]
+        self._log_media(
+            COMPLETIONS_TABLE,
+            make=lambda: wandb.Table(columns=columns, data=rows),
+            policy_version=policy_version,
+            attempted="log completions",
+        )
+
+    def log_image(self, name: str, *, path: Path, policy_version: int) -> None:
+        if self._run is None:
+            return
+        self._log_media(
+            name, make=lambda: wandb.Image(str(path)), policy_version=policy_version, attempted="log an image"
+        )
+
+    def _log_media(self, name: str, *, make: Callable[[], object], policy_version: int, attempted: str) -> None:
         axis = X_AXIS_METRICS["policy_version"]
         try:
-            self._set_axis(COMPLETIONS_TABLE, axis=axis)
-            self._send({COMPLETIONS_TABLE: wandb.Table(columns=columns, data=rows), axis: policy_version})
+            self._set_axis(name, axis=axis)
+            self._send({name: make(), axis: policy_version})
         except WANDB_FAILURES as error:
-            self._count_failure("log completions", error=error)
+            self._count_failure(attempted, error=error)
 
     def alert(self, title: str, *, text: str) -> None:
         if self._run is None:

@@ -60,6 +60,13 @@ def test_a_hypothesis_that_mispredicts_loses_its_weight() -> None:
     close(belief.step_values, [0.025, 1.0679961173])
 
 
+def test_the_reference_weight_adds_the_value_of_the_reference() -> None:
+    # 0.025 + 0.5 * 1.6, 1.0679961173 + 0.5 * 1.3
+    belief = compute_belief(MISPREDICTED, outcomes=RIGHT, reference_weight=0.5)
+    close(belief.step_values, [0.825, 1.7179961173])
+    close(belief.posterior, compute_belief(MISPREDICTED, outcomes=RIGHT).posterior)
+
+
 def test_misprediction_alone_lowers_the_weight_of_an_equally_credible_hypothesis() -> None:
     # r_0 = 0.3, -0.3 and r_1 = 0: both end at 0.3, yet y_1 has mispredicted 0.3 twice: 1 to 0.5488116361 (e^-0.6)
     belief = compute_belief(logs([0.3, 0.3], [0.6, 0.3], [0.3, 0.3]), outcomes=RIGHT)

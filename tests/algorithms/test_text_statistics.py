@@ -1,9 +1,9 @@
-"""Distinct-n and repetition on token ids, counted by hand."""
+"""Distinct-n and repetition on token ids, reflection words in text, counted by hand."""
 
 import numpy as np
 import pytest
 
-from system.algorithms.text_statistics import distinct_n, repetition_n
+from system.algorithms.text_statistics import count_reflection_words, distinct_n, repetition_n
 from system.records import IntArray
 
 
@@ -46,3 +46,10 @@ def test_wrong_arguments_are_refused() -> None:
         distinct_n([ids(1)], n=0)
     with pytest.raises(ValueError, match=r"\[T\]"):
         repetition_n([np.zeros((2, 2), np.int32)], n=2)
+
+
+def test_reflection_words_are_counted_whole_and_in_any_case() -> None:
+    text = "Wait, 3 is odd. Let me check: 3*2=6. Waiting is no use. Let’s verify, then try again."
+    assert count_reflection_words(text) == 4
+    assert count_reflection_words("48/2=24\n48+24=72\n#72") == 0
+    assert count_reflection_words("") == 0

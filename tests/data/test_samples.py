@@ -82,7 +82,8 @@ def test_belief_advantages_are_written_step_by_step() -> None:
             outcomes=np.array(outcomes, np.int32),
             answer_logprobs=np.log(np.array(table, np.float32)),
             policy_version=3,
-            seconds=0.0,
+            trees_seconds=0.0,
+            forward_seconds=0.0,
         )
         for ends, outcomes, table in zip(([2, 3], [2]), ([1, 0], [0, 1]), tables, strict=True)
     )

@@ -32,7 +32,14 @@ def test_barl_trains_on_beliefs_of_the_version_that_generated(tmp_path: Path) ->
         assert metrics["learner/gradient_norm"] > 0
         assert metrics["reward/self_certainty_mean"] > 0  # monitored beside it, on the same replica
         assert metrics["reward/mean"] == metrics["train/accuracy"]
-    assert summary(tmp_path / "small")["ledger_balanced"] is True
+        assert -1 <= metrics["belief/value_at_step_0"] <= 2
+        for phase in ("hypotheses", "trees", "forward", "credit"):
+            assert line["timing"][f"belief/{phase}_seconds"] > 0
+            assert 0 < line["timing"][f"belief/{phase}_share"] < 2
+    figures = summary(tmp_path / "small")
+    assert figures["ledger_balanced"] is True
+    assert set(figures["belief_seconds_by_phase"]) == {"hypotheses", "trees", "forward", "credit"}
+    assert (tmp_path / "small" / "beliefs" / "00000000.png").exists()
     drawn = run([sys.executable, "-m", "system", "belief", str(tmp_path / "small")])
     require_success(drawn)
     assert "reference" in drawn.stdout

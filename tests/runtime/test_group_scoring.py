@@ -31,11 +31,12 @@ def trace(*, policy_version: int) -> BeliefTrace:
         outcomes=np.array([1], np.int32),
         answer_logprobs=np.zeros((2, 1), np.float32),
         policy_version=policy_version,
-        seconds=0.0,
+        trees_seconds=0.0,
+        forward_seconds=0.0,
     )
 
 
-HYPOTHESES = AnswerHypotheses(answers=("72",), stated=np.array([0], np.int32))
+HYPOTHESES = AnswerHypotheses(answers=("72",), stated=np.array([0], np.int32), seconds=0.0)
 GROUP = CompletionGroup(group_id=5, prompt=PROMPT, completions=())
 
 

@@ -18,7 +18,7 @@ from system.records import AnswerHypotheses, Completion, CompletionGroup, IntArr
 POLICY = str(model_folder("builtin:chains_1m"))
 PROMPT = "48+(48/2):"
 RESPONSES = ("48/2=24\n48+24=72\n#72", "48/2=26\n48+26=74\n#74", "#72", "48/2=24\n48+")
-HYPOTHESES = AnswerHypotheses(answers=("72", "74", "7"), stated=np.array([0, 1, 0, -1], np.int32))
+HYPOTHESES = AnswerHypotheses(answers=("72", "74", "7"), stated=np.array([0, 1, 0, -1], np.int32), seconds=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_one_hypothesis_and_an_empty_completion(model: ScoringModel) -> None:
     empty = replace(group.completions[0], token_ids=np.zeros(0, np.int32), text="")
     traces = BeliefScorer(model, task=Gsm8kChainsTask(), reduction="sum").traces(
         replace(group, completions=(empty,)),
-        hypotheses=AnswerHypotheses(answers=("72",), stated=np.array([-1], np.int32)),
+        hypotheses=AnswerHypotheses(answers=("72",), stated=np.array([-1], np.int32), seconds=0.0),
     )
     assert traces[0].answer_logprobs.shape == (1, 1)
     np.testing.assert_allclose(traces[0].answer_logprobs[0, 0], plain_logprob(PROMPT, "72"), atol=1e-4)
