@@ -2,9 +2,11 @@
 
     python -m tools.compare_runs FIGURE.png LABEL=RUN_DIR,RUN_DIR,... [LABEL=...]
 
-The table: held-out accuracy before and after, mean length at the end, and where a guard against reward hacking first
-turned on. The figure: sampled held-out accuracy and length of training completions over updates, the mean over runs as
-a line, their smallest and largest value as a band.
+The table: held-out accuracy before and after, mean length at the end, tokens for each right completion, and where a
+guard against reward hacking first turned on. The figure: sampled held-out accuracy and length of training completions
+over updates, the mean over runs as a line, their smallest and largest value as a band; and pass@k against the tokens of
+k completions, mean over runs, with the policy before training as `base`. Where runs have beliefs, also the mean
+Bayesian value of each step over the last updates.
 """
 
 import json
@@ -14,15 +16,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from system.metrics import BELIEF_VALUE_STEPS
+from system.runtime.belief_figures import draw_tokens_curve, finish_tokens_axes, pass_at_k_points
+from system.runtime.metric_history import HistoryLine
 from tools.results_table import mean_with_interval
 
 SMOOTHING_UPDATES = 10
+VALUE_UPDATES = 20  # the last ones, of which Bayesian values are the mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One metric over updates."""
+
+    metric: str
+    title: str
+    window: int = 1  # updates that are averaged
+
+
 PANELS = (
-    ("eval/accuracy_sampled", "held-out accuracy, sampled", 1),
-    ("completion/length_mean_tokens", "length of training completions (tokens)", SMOOTHING_UPDATES),
+    Panel(metric="eval/accuracy_sampled", title="held-out accuracy, sampled"),
+    Panel(
+        metric="completion/length_mean_tokens",
+        title="length of training completions (tokens)",
+        window=SMOOTHING_UPDATES,
+    ),
 )
 
 
@@ -53,24 +75,41 @@ def read_run(directory: Path) -> Run:
 
 
 def print_table(methods: dict[str, list[Run]]) -> None:
-    print("| method | sampled before → after, by seed (%) | gain | greedy gain | length at the end | first guard |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| method | sampled before → after, by seed (%) | gain | greedy gain | held-out length (tokens) "
+        "| tokens for each right one | first guard |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for label, runs in methods.items():
         pairs = [
             f"{100 * run.summary['accuracy_before']:.1f} → {100 * run.summary['accuracy_after']:.1f}" for run in runs
         ]
         gains = [100 * (run.summary["accuracy_after"] - run.summary["accuracy_before"]) for run in runs]
         greedy = [100 * (run.summary["accuracy_greedy_after"] - run.summary["accuracy_greedy_before"]) for run in runs]
-        lengths = [list(run.series("completion/length_mean_tokens").values())[-1] for run in runs]
+        lengths = [list(run.series("eval/length_mean_tokens").values()) for run in runs]
+        per_solved = [
+            [
+                length / accuracy
+                for length, accuracy in zip(each, run.series("eval/accuracy_sampled").values(), strict=True)
+            ]
+            for each, run in zip(lengths, runs, strict=True)
+        ]
         cells = (
             label,
             ", ".join(pairs),
             mean_with_interval(gains),
             mean_with_interval(greedy),
-            f"{statistics.fmean(lengths):.0f}",
+            _first_and_last(lengths),
+            _first_and_last(per_solved),
             "; ".join(run.first_alarm() for run in runs),
         )
         print(f"| {' | '.join(cells)} |")
+
+
+def _first_and_last(series: list[list[float]]) -> str:
+    """Means over runs of the first and of the last value."""
+    first, last = (statistics.fmean(values[position] for values in series) for position in (0, -1))
+    return f"{first:.0f} → {last:.0f}"
 
 
 def smoothed(series: dict[int, float], *, window: int) -> dict[int, float]:
@@ -82,32 +121,88 @@ def smoothed(series: dict[int, float], *, window: int) -> dict[int, float]:
 
 
 def draw(methods: dict[str, list[Run]], *, path: Path) -> None:
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    has_values = any(run.series("belief/value_at_step_0") for runs in methods.values() for run in runs)
+    num_panels = len(PANELS) + 1 + has_values
+    figure = Figure(figsize=(6 * num_panels, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, title, window) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for label, runs in methods.items():
-            all_series = [smoothed(run.series(name), window=window) for run in runs]
-            versions = sorted(set.intersection(*(set(series) for series in all_series)))
-            columns = [[series[version] for series in all_series] for version in versions]
-            (line,) = axes.plot(versions, [statistics.fmean(column) for column in columns], label=label)
-            axes.fill_between(
-                versions, [min(each) for each in columns], [max(each) for each in columns],
-                color=line.get_color(), alpha=0.15, linewidth=0,
-            )  # fmt: skip
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("updates")
-        axes.grid(alpha=0.25)
+    all_axes = list(figure.subplots(1, num_panels))
+    for axes, panel in zip(all_axes, PANELS, strict=False):
+        draw_panel(axes, methods=methods, panel=panel)
+    _draw_tokens(all_axes[len(PANELS)], methods=methods)
+    if has_values:
+        _draw_values(all_axes[-1], methods=methods)
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
+def draw_panel(axes: Axes, *, methods: dict[str, list[Run]], panel: Panel) -> None:
+    """Mean over a method's runs as a line, their smallest and largest value as a band."""
+    for label, runs in methods.items():
+        all_series = [smoothed(run.series(panel.metric), window=panel.window) for run in runs]
+        versions = sorted(set.intersection(*(set(series) for series in all_series)))
+        columns = [[series[version] for series in all_series] for version in versions]
+        (line,) = axes.plot(versions, [statistics.fmean(column) for column in columns], label=label)
+        axes.fill_between(
+            versions, [min(each) for each in columns], [max(each) for each in columns],
+            color=line.get_color(), alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_xlabel("updates")
+    axes.grid(alpha=0.25)
+
+
+def _draw_tokens(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
+    """The last full evaluation of every method's runs, and the first of all runs as `base`."""
+    curves = {"base": [_full_evaluations(run)[0] for runs in methods.values() for run in runs]}
+    curves |= {label: [_full_evaluations(run)[-1] for run in runs] for label, runs in methods.items()}
+    for label, all_points in curves.items():
+        means = [
+            (statistics.fmean(tokens for tokens, _ in column), statistics.fmean(accuracy for _, accuracy in column))
+            for column in zip(*all_points, strict=True)
+        ]
+        draw_tokens_curve(axes, points=means, label=label)
+    finish_tokens_axes(axes, title="pass@k against tokens")
+
+
+def _full_evaluations(run: Run) -> list[list[tuple[float, float]]]:
+    """Points of the evaluations at the start and at the end, which are the largest."""
+    lines = [
+        HistoryLine(policy_version=version, values=metrics)
+        for version, metrics in run.lines
+        if "eval/accuracy_sampled" in metrics
+    ]
+    return [pass_at_k_points(line) for line in (lines[0], lines[-1])]
+
+
+def _draw_values(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
+    for label, runs in methods.items():
+        means = {}
+        for step in range(BELIEF_VALUE_STEPS):
+            tails = [list(run.series(f"belief/value_at_step_{step}").values())[-VALUE_UPDATES:] for run in runs]
+            values = [value for tail in tails for value in tail]
+            if values:
+                means[step] = statistics.fmean(values)
+        if means:
+            axes.plot(list(means), list(means.values()), marker="o", label=label)
+    axes.set_title(f"Bayesian value of each step, last {VALUE_UPDATES} updates", fontsize=11)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+
+
+def parse_methods(arguments: Sequence[str], *, usage: str) -> tuple[dict[str, list[Run]], dict[str, list[Path]]]:
+    """Runs and run folders by label, from LABEL=RUN_DIR,... each; exits with `usage` where that is not given."""
+    if not arguments or not all("=" in each for each in arguments):
+        sys.exit(usage)
+    directories = {
+        label: [Path(directory) for directory in named.split(",")]
+        for label, _, named in (each.partition("=") for each in arguments)
+    }
+    return {label: [read_run(each) for each in named] for label, named in directories.items()}, directories
+
+
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) < 2 or not all("=" in each for each in arguments[1:]):
-        sys.exit(__doc__)
-    methods: dict[str, list[Run]] = {}
-    for each in arguments[1:]:
-        label, _, directories = each.partition("=")
-        methods[label] = [read_run(Path(directory)) for directory in directories.split(",")]
+    methods, _ = parse_methods(arguments[1:], usage=__doc__ or "")
     print_table(methods)
     draw(methods, path=Path(arguments[0]))
 
