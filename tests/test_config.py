@@ -29,10 +29,17 @@ CONFIGS = REPOSITORY / "configs"
 OVERLAYS = {
     name: ["demo.yaml"]
     for name in (
-        *("chains_grpo_60min.yaml", "intuitor.yaml", "grpo_pv.yaml", "grpo_with_certainty.yaml"),
-        *("barl.yaml", "progress.yaml"),
+        *("chains_grpo_60min.yaml", "chains_rewards.yaml", "intuitor.yaml", "grpo_pv.yaml"),
+        *("grpo_with_certainty.yaml", "grpo_32_tokens.yaml", "barl.yaml", "progress.yaml"),
     )
-} | {"triplets_barl.yaml": ["experiment/triplets_markovian.yaml"]}
+} | {
+    "triplets_barl.yaml": ["experiment/triplets_markovian.yaml"],
+    "math_qwen2.5_math_7b_barl.yaml": ["experiment/math_qwen2.5_math_1.5b_barl.yaml"],
+    "math_r1_distill_llama_8b_barl.yaml": [
+        "experiment/math_qwen2.5_math_1.5b_barl.yaml",
+        "experiment/math_qwen2.5_math_7b_barl.yaml",
+    ],
+}
 
 
 def _shipped() -> list[list[Path]]:

@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(__doc__)
     methods, directories = parse_methods(arguments[1:], usage=__doc__ or "")
     print(
-        "| method | trained prompts, by seed | held-out prompt, by seed | at step 0 | P(222 given 000) | P(222 given 111) |"
+        "| method | trained prompts, by seed | held-out prompt, by seed | at step 0 "
+        "| P(222 given 000) | P(222 given 111) |"
     )
     print("|---|---|---|---|---|---|")
     for label, runs in methods.items():
