@@ -10,13 +10,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from system.algorithms.rewards import SELF_CERTAINTY, VERIFIER, find_term
 from system.config import load_config
 from system.config_environment import check_environment
-from system.config_schema import Config
+from system.config_schema import BeliefConfig, Config
 from system.data.group_files import FiledGroup, group_as_json
 from system.data.prompts import evaluation_prompts
 from system.data.tasks import make_task
@@ -34,7 +35,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 def load_monitored_config(
     paths: Sequence[str], *, overrides: Sequence[str], command: str, check_devices: bool
 ) -> Config:
-    """The configuration with scoring replicas, whatever its rewards are. Raises ConfigError."""
+    """The configuration with scoring replicas, whatever its rewards are, and without beliefs. Raises ConfigError."""
     if not paths:
         raise ConfigError(
             "CONFIG",
@@ -45,12 +46,13 @@ def load_monitored_config(
     monitored = [*overrides, f"reward.{SELF_CERTAINTY}_weight=0.0"]
     try:
         config = load_config(paths, overrides, check_devices=check_devices)
+        if config.reward.self_certainty_weight is None:  # otherwise it may be the only reward
+            config = load_config(paths, monitored, check_devices=check_devices)
     except ConfigError:
         # Keys of the scorer are refused where nothing uses replicas yet; every other mistake is found again.
-        return load_config(paths, monitored, check_devices=check_devices)
-    if config.reward.self_certainty_weight is not None:  # it may be the only reward
-        return config
-    return load_config(paths, monitored, check_devices=check_devices)
+        config = load_config(paths, monitored, check_devices=check_devices)
+    # nothing is trained: asking for an answer after every step would cost more than all the rest
+    return replace(config, algorithm=replace(config.algorithm, name="grpo"), belief=BeliefConfig())
 
 
 def new_folder(output: str | None, *, default: Path, files: Sequence[str]) -> Path:

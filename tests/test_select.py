@@ -9,6 +9,7 @@ import pytest
 
 from system.cli import main
 from system.completion_source import load_monitored_config
+from system.config_resources import uses_beliefs
 from system.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -172,6 +173,7 @@ def test_every_configuration_gets_scoring_replicas(overlay: str | None, override
     paths = [str(CONFIGS / "demo.yaml"), *([str(CONFIGS / "algorithm" / overlay)] if overlay else [])]
     config = load_monitored_config(paths, overrides=overrides, command="select", check_devices=False)
     assert config.reward.self_certainty_weight is not None
+    assert not uses_beliefs(config)
 
 
 def test_mistakes_in_a_configuration_are_named_whatever_is_monitored() -> None:
