@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from system.algorithms.belief import Float64Array
 from system.data.samples import ScoredSamples
@@ -65,6 +66,7 @@ def draw_posteriors(panels: Sequence[PosteriorPanel], *, path: Path, title: str)
         image = axes.imshow(panel.posterior.T, aspect="auto", cmap="viridis", vmin=0.0, vmax=1.0)
         axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel("steps taken", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yticks(range(len(panel.hypotheses)), [_short(text) for text in panel.hypotheses], fontsize=8)
         if panel.stated is not None:
             axes.get_yticklabels()[panel.stated].set_fontweight("bold")
