@@ -159,6 +159,8 @@ REWARD_METRICS = (
             "reward/zero_spread_fraction": "Groups whose members all have the same reward (no advantage).",
             "train/accuracy": "Verifier's verdict over valid training completions, 0-1.",
             "advantage/mean_abs": "Mean absolute advantage over loss tokens.",
+            "advantage/right_mean": "Mean advantage of a completion that the verifier finds right.",
+            "advantage/wrong_mean": "The same of wrong ones: a reward that agrees with the verifier has it lower.",
             "belief/step_value_mean": "Value of a step under the belief before it, mean over steps.",
             "belief/num_steps_mean": "Steps per completion.",
             "belief/num_hypotheses_mean": "Hypotheses per group, the reference answer included.",

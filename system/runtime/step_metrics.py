@@ -57,6 +57,9 @@ def _add_completion_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
                 metrics.add(f"reward/{term.scorer}_mean", term.value)
                 if term.scorer == VERIFIER:
                     metrics.add("train/accuracy", term.value)
+                    if num_tokens:
+                        kind = "right" if term.value == 1.0 else "wrong"
+                        metrics.add(f"advantage/{kind}_mean", float(advantage.mean()))
 
 
 def add_belief_shares(metrics: MetricSet, *, step_seconds: float) -> None:

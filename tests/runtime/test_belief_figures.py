@@ -118,6 +118,9 @@ def test_belief_metrics_of_an_update() -> None:
     assert values["belief/value_at_step_0"] == pytest.approx(0.25)
     assert values["belief/value_at_step_7"] == pytest.approx(0.5)
     assert values["completion/reflection_words_mean"] == 0.5
+    # both are wrong; their advantages are -0.25 and 0.25 all along
+    assert values["advantage/wrong_mean"] == pytest.approx(0.0)
+    assert "advantage/right_mean" not in values
     expected = {"hypotheses": 0.25, "trees": 1.0, "forward": 4.0, "credit": 0.1}
     for phase, seconds in expected.items():
         assert values[f"belief/{phase}_seconds"] == pytest.approx(seconds)
