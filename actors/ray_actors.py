@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from system.config_environment import model_folder
 from system.config_schema import BeliefConfig, ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
-from system.interfaces import Scorer
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
@@ -169,7 +168,7 @@ class RewardActor:
         kinds: list[type[AnswerVerifier] | type[PluralityScorer]] = [AnswerVerifier]
         if reward.plurality_weight is not None:
             kinds.append(PluralityScorer)
-        scorers: list[Scorer] = [
+        verifier, *others = (
             kind(
                 task=make_task(task),
                 num_processes=reward.processes_per_worker,
@@ -177,11 +176,9 @@ class RewardActor:
                 memory_limit_mib=reward.memory_limit_mib,
             )
             for kind in kinds
-        ]
-        finder = None
-        if max_candidates is not None:
-            finder = HypothesisFinder(make_task(task), max_candidates=max_candidates, reward=reward)
-        self._worker = RewardWorker(scorers, hypothesis_finder=finder)
+        )
+        finder = None if max_candidates is None else HypothesisFinder(verifier, max_candidates=max_candidates)
+        self._worker = RewardWorker([verifier, *others], hypothesis_finder=finder)
 
     def start(self) -> None:
         """Answers once the scorers are ready to score."""

@@ -63,7 +63,5 @@ class RewardWorker:
     def close(self) -> None:
         """Close every scorer, also when one of them raises. Safe to call again."""
         with ExitStack() as stack:
-            if self._hypothesis_finder is not None:
-                stack.callback(self._hypothesis_finder.close)
             for scorer in self._scorers:
                 stack.callback(scorer.close)

@@ -39,7 +39,7 @@ class AnswerVerifier(AnswerScorer):
 
     def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's check."""
-        answers = self._read_answers(group)
+        answers = self.read_answers(group)
         # dict, not set: the order of the checks, and with it who is blamed for a crash, must be reproducible.
         distinct = list(dict.fromkeys(answer.text for answer in answers if answer.text is not None))
         verdicts = self._check(distinct, reference=group.prompt.reference_answer)

@@ -110,12 +110,16 @@ class AnswerScorer:
         """End the child processes. Safe to call again."""
         self._sandbox.close()
 
-    def _read_answers(self, group: CompletionGroup) -> list[Answer]:
+    def read_answers(self, group: CompletionGroup) -> list[Answer]:
         """The answer of each completion."""
         return [
             read_answer(completion.text, finish_reason=completion.finish_reason, task=self._task)
             for completion in group.completions
         ]
+
+    def classify(self, answers: Sequence[Answer]) -> list[ClassifiedAnswer]:
+        """The class of equal answers that each is in; see `answer_classes`."""
+        return answer_classes(answers, sandbox=self._sandbox)
 
     def _check(self, texts: Sequence[str], *, reference: str) -> list[Verdict]:
         """One verdict for each answer, in the same order."""

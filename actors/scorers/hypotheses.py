@@ -8,24 +8,20 @@ from collections import Counter
 
 import numpy as np
 
-from actors.scorers.answers import AnswerScorer, answer_classes
+from actors.scorers.answers import AnswerScorer
 from system.algorithms.belief import choose_candidates
 from system.algorithms.voting import NO_ANSWER
-from system.config_schema import RewardConfig
-from system.interfaces import Task
 from system.records import AnswerHypotheses, CompletionGroup
 
 
-class HypothesisFinder(AnswerScorer):
-    """Finds the hypotheses of a group in a sandbox of its own; `max_candidates` = K at most, 0 leaves the reference."""
+class HypothesisFinder:
+    """Finds the hypotheses of a group with the equality, and in the sandbox, of `verifier`, which its owner closes.
 
-    def __init__(self, task: Task, *, max_candidates: int, reward: RewardConfig) -> None:
-        super().__init__(
-            task,
-            num_processes=reward.processes_per_worker,
-            timeout_seconds=reward.timeout_seconds,
-            memory_limit_mib=reward.memory_limit_mib,
-        )
+    `max_candidates` = K at most; 0 leaves the reference alone.
+    """
+
+    def __init__(self, verifier: AnswerScorer, *, max_candidates: int) -> None:
+        self._verifier = verifier
         self._max_candidates = max_candidates
 
     def find(self, group: CompletionGroup, *, is_right: list[bool]) -> AnswerHypotheses:
@@ -35,10 +31,10 @@ class HypothesisFinder(AnswerScorer):
         class that is taken is written as most of its completions write it.
         """
         start = time.perf_counter()
-        answers = self._read_answers(group)
+        answers = self._verifier.read_answers(group)
         classes = [
             NO_ANSWER if right else answer.class_index
-            for answer, right in zip(answer_classes(answers, sandbox=self._sandbox), is_right, strict=True)
+            for answer, right in zip(self._verifier.classify(answers), is_right, strict=True)
         ]
         candidates = [classes[index] for index in choose_candidates(classes, max_candidates=self._max_candidates)]
         texts = [

@@ -21,7 +21,7 @@ throughout. How classes are made is said in `answers.answer_classes`.
 
 from collections import Counter
 
-from actors.scorers.answers import AnswerScorer, ClassifiedAnswer, answer_classes
+from actors.scorers.answers import AnswerScorer, ClassifiedAnswer
 from system.records import CompletionGroup, RewardTerm
 
 
@@ -32,8 +32,7 @@ class PluralityScorer(AnswerScorer):
 
     def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's comparisons."""
-        answers = self._read_answers(group)
-        classified = answer_classes(answers, sandbox=self._sandbox)
+        classified = self.classify(self.read_answers(group))
         votes = Counter(answer.class_index for answer in classified if answer.class_index >= 0)
         most_votes = max(votes.values(), default=0)
         return tuple(

@@ -7,18 +7,12 @@ import pytest
 from actors.reward_worker import RewardWorker
 from actors.scorers.answer_verifier import AnswerVerifier
 from actors.scorers.hypotheses import HypothesisFinder
-from system.config_schema import RewardConfig
 from tests.actors.scorers.answer_tasks import HashTask, group_of
-
-LIMITS = RewardConfig(timeout_seconds=20.0, memory_limit_mib=512)
 
 
 def make_worker(*, max_candidates: int) -> RewardWorker:
-    task = HashTask("rational")
-    return RewardWorker(
-        [AnswerVerifier(task, num_processes=1, timeout_seconds=20.0, memory_limit_mib=512)],
-        hypothesis_finder=HypothesisFinder(task, max_candidates=max_candidates, reward=LIMITS),
-    )
+    verifier = AnswerVerifier(HashTask("rational"), num_processes=1, timeout_seconds=20.0, memory_limit_mib=512)
+    return RewardWorker([verifier], hypothesis_finder=HypothesisFinder(verifier, max_candidates=max_candidates))
 
 
 @pytest.fixture(scope="module")
