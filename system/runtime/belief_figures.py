@@ -68,9 +68,12 @@ def draw_posteriors(panels: Sequence[PosteriorPanel], *, path: Path, title: str)
         axes.set_xlabel("steps taken", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_yticks(range(len(panel.hypotheses)), [_short(text) for text in panel.hypotheses], fontsize=8)
+        labels = axes.get_yticklabels()
+        for label in labels:
+            label.set_parse_math(False)  # an answer may hold a $ that begins no formula of matplotlib's
         if panel.stated is not None:
-            axes.get_yticklabels()[panel.stated].set_fontweight("bold")
-        axes.get_yticklabels()[0].set_color("#55a868")  # the reference
+            labels[panel.stated].set_fontweight("bold")
+        labels[0].set_color("#55a868")  # the reference
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.colorbar(image, ax=list(grid), label="weight of the hypothesis", shrink=0.8)

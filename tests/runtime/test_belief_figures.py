@@ -56,7 +56,7 @@ def scored_group(group_id: int, *, num_steps: tuple[int, ...]) -> ScoredSamples:
         completions=completions,
         rewards=((term,),) * len(num_steps),
         hypotheses=AnswerHypotheses(
-            answers=("3", "a very long wrong answer"),
+            answers=("3", r"$\frac{$ and more"),  # no formula that matplotlib could read
             stated=np.array([-1] * last + [1], np.int32),
             seconds=0.25,
         ),
