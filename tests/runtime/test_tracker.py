@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.image import imsave
 
 from system.errors import ConfigError
 from system.metrics import SYSTEM_METRICS, MetricTable
@@ -97,6 +99,17 @@ def test_offline_run_is_quiet_and_closes_fast(tmp_path: Path, capfd: pytest.Capt
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err == ""
+
+
+def test_images_are_copied_into_the_wandb_run(tmp_path: Path) -> None:
+    image = tmp_path / "beliefs.png"
+    imsave(image, np.linspace(0.0, 1.0, 64).reshape(8, 8))
+    tracker = open_tracker(tmp_path, mode="offline")
+    tracker.log_image("belief/posteriors", path=image, policy_version=3)
+    tracker.close()
+    copies = list((tmp_path / "wandb").glob("offline-run-*/files/media/images/belief/posteriors_*.png"))
+    assert [copy.read_bytes() for copy in copies] == [image.read_bytes()]
+    assert tracker.num_failures == 0
 
 
 LOSES_ITS_SERVICE = """
