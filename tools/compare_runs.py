@@ -10,6 +10,7 @@ Bayesian value of each step over the last updates.
 """
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def print_table(methods: dict[str, list[Run]]) -> None:
         lengths = [list(run.series("eval/length_mean_tokens").values()) for run in runs]
         per_solved = [
             [
-                length / accuracy
+                length / accuracy if accuracy else math.inf
                 for length, accuracy in zip(each, run.series("eval/accuracy_sampled").values(), strict=True)
             ]
             for each, run in zip(lengths, runs, strict=True)
