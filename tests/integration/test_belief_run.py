@@ -1,5 +1,6 @@
 """BARL end to end: hypotheses from the verifier's workers, beliefs from a replica that follows the policy."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -33,9 +34,10 @@ def test_barl_trains_on_beliefs_of_the_version_that_generated(tmp_path: Path) ->
         assert metrics["reward/self_certainty_mean"] > 0  # monitored beside it, on the same replica
         assert metrics["reward/mean"] == metrics["train/accuracy"]
         assert -1 <= metrics["belief/value_at_step_0"] <= 2
-        for phase in ("hypotheses", "trees", "forward", "credit"):
-            assert line["timing"][f"belief/{phase}_seconds"] > 0
-            assert 0 < line["timing"][f"belief/{phase}_share"] < 2
+    timing = json.loads((tmp_path / "small" / "metrics.jsonl").read_text().splitlines()[-1])["timing"]
+    for phase in ("hypotheses", "trees", "forward", "credit"):
+        assert timing[f"belief/{phase}_seconds"] > 0
+        assert 0 < timing[f"belief/{phase}_share"] < 2
     figures = summary(tmp_path / "small")
     assert figures["ledger_balanced"] is True
     assert set(figures["belief_seconds_by_phase"]) == {"hypotheses", "trees", "forward", "credit"}
