@@ -22,8 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from system.metrics import BELIEF_VALUE_STEPS
-from system.runtime.belief_figures import draw_tokens_curve, finish_tokens_axes, pass_at_k_points
-from system.runtime.metric_history import HistoryLine
+from system.runtime.metric_history import MetricHistory, read_history
+from system.runtime.pass_at_k_figure import draw_tokens_curve, finish_tokens_axes, pass_at_k_points
 from tools.results_table import mean_with_interval
 
 SMOOTHING_UPDATES = 10
@@ -52,26 +52,26 @@ PANELS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     summary: dict[str, float]
-    lines: list[tuple[int, dict[str, float]]]  # (policy version, metrics), ascending
+    history: MetricHistory
 
     def series(self, name: str) -> dict[int, float]:
         """Value by policy version."""
-        return {version: metrics[name] for version, metrics in self.lines if name in metrics}
+        return dict(zip(*self.history.series(name), strict=True))
 
     def first_alarm(self) -> str:
         """The guards that turned on first, with their update, or a dash."""
-        for version, metrics in self.lines:
-            on = [name.removeprefix("guard/") for name in metrics if name.startswith("guard/") and metrics[name]]
+        for line in self.history.lines:
+            values = line.values
+            on = [name.removeprefix("guard/") for name in values if name.startswith("guard/") and values[name]]
             if on:
-                return f"{', '.join(on)} at {version}"
+                return f"{', '.join(on)} at {line.policy_version}"
         return "-"
 
 
 def read_run(directory: Path) -> Run:
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Run(
         summary=json.loads((directory / "summary.json").read_text(encoding="utf-8")),
-        lines=[(row["policy_version"], row["metrics"]) for row in rows],
+        history=read_history(directory / "metrics.jsonl"),
     )
 
 
@@ -167,11 +167,7 @@ def _draw_tokens(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
 
 def _full_evaluations(run: Run) -> list[list[tuple[float, float]]]:
     """Points of the evaluations at the start and at the end, which are the largest."""
-    lines = [
-        HistoryLine(policy_version=version, values=metrics)
-        for version, metrics in run.lines
-        if "eval/accuracy_sampled" in metrics
-    ]
+    lines = run.history.lines_with("eval/accuracy_sampled")
     return [pass_at_k_points(line) for line in (lines[0], lines[-1])]
 
 

@@ -1,20 +1,15 @@
-"""Figures of beliefs and of what an answer costs: heat maps of the posterior, pass@k against tokens.
-
-Called by the reporter while a run goes on, and by the summary.
-"""
+"""Figures of beliefs: heat maps of the posterior over steps. Called by the reporter while a run goes on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from system.algorithms.belief import Float64Array
 from system.data.samples import ScoredSamples
-from system.runtime.metric_history import HistoryLine, MetricHistory
 
 _MAX_ANSWER_CHARACTERS = 12
 
@@ -78,48 +73,6 @@ def draw_posteriors(panels: Sequence[PosteriorPanel], *, path: Path, title: str)
         axes.set_axis_off()
     figure.colorbar(image, ax=list(grid), label="weight of the hypothesis", shrink=0.8)
     figure.savefig(path, dpi=110)
-
-
-def draw_pass_at_k(history: MetricHistory, *, path: Path, title: str) -> bool:
-    """Writes one PNG: pass@k against the tokens of k completions, at the first and the newest full evaluation.
-
-    Returns False, and writes nothing, when there is no evaluation with several completions for each problem.
-    """
-    full = [line for line in history.lines_with("eval/length_mean_tokens") if len(pass_at_k_points(line)) > 1]
-    if not full:
-        return False
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for line in (full[0], full[-1]) if len(full) > 1 else full:
-        draw_tokens_curve(axes, points=pass_at_k_points(line), label=f"after {line.policy_version} updates")
-    finish_tokens_axes(axes, title=title)
-    figure.savefig(path, dpi=110)
-    return True
-
-
-def pass_at_k_points(line: HistoryLine) -> list[tuple[float, float]]:
-    """(tokens that k completions take on average, pass@k) for ascending k, from the metrics of an evaluation."""
-    accuracies = {1: line.values["eval/accuracy_sampled"]} | {
-        int(name.removeprefix("eval/pass_at_")): value
-        for name, value in line.values.items()
-        if name.startswith("eval/pass_at_")
-    }
-    return [(k * line.values["eval/length_mean_tokens"], accuracies[k]) for k in sorted(accuracies)]
-
-
-def draw_tokens_curve(axes: Axes, *, points: Sequence[tuple[float, float]], label: str) -> None:
-    axes.plot([tokens for tokens, _ in points], [accuracy for _, accuracy in points], marker="o", label=label)
-
-
-def finish_tokens_axes(axes: Axes, *, title: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("tokens of k completions")
-    axes.set_ylabel("pass@k on held-out problems")
-    axes.set_title(title, fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
 
 
 def _short(text: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 from system.data.samples import ScoredSamples
 from system.metrics import MetricSet, MetricTable
 from system.records import ScoredGroup
-from system.runtime.belief_figures import draw_pass_at_k, draw_posteriors, posterior_panels
+from system.runtime.belief_figures import draw_posteriors, posterior_panels
 from system.runtime.evaluator import EvaluationResult
 from system.runtime.metric_history import read_history
+from system.runtime.pass_at_k_figure import draw_pass_at_k
 from system.runtime.progress import Progress
 from system.runtime.recorder import Recorder
 from system.runtime.tracker import Tracker, sample_completions

@@ -19,8 +19,9 @@ from system.records import (
     RewardTerm,
     ScoredGroup,
 )
-from system.runtime.belief_figures import draw_pass_at_k, draw_posteriors, pass_at_k_points, posterior_panels
+from system.runtime.belief_figures import draw_posteriors, posterior_panels
 from system.runtime.metric_history import HistoryLine, MetricHistory
+from system.runtime.pass_at_k_figure import draw_pass_at_k, pass_at_k_points
 from system.runtime.step_metrics import add_belief_shares, add_group_metrics
 
 
