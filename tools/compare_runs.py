@@ -154,8 +154,9 @@ def draw_panel(axes: Axes, *, methods: dict[str, list[Run]], panel: Panel) -> No
 
 def _draw_tokens(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
     """The last full evaluation of every method's runs, and the first of all runs as `base`."""
-    curves = {"base": [_full_evaluations(run)[0] for runs in methods.values() for run in runs]}
-    curves |= {label: [_full_evaluations(run)[-1] for run in runs] for label, runs in methods.items()}
+    # the base last, so that a method has the same colour in all panels
+    curves = {label: [_full_evaluations(run)[-1] for run in runs] for label, runs in methods.items()}
+    curves["base"] = [_full_evaluations(run)[0] for runs in methods.values() for run in runs]
     for label, all_points in curves.items():
         means = [
             (statistics.fmean(tokens for tokens, _ in column), statistics.fmean(accuracy for _, accuracy in column))
