@@ -17,6 +17,8 @@ from system.errors import ConfigError
 
 # Settings of transformers configs that change the logits after the LM head, with the value that changes nothing.
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+# Dropout that models apply as a function; that of nn.Dropout modules is switched off where they are.
+_DROPOUTS = {"attention_dropout", "dropout", "activation_dropout", "layerdrop"}
 
 
 class TokenStatisticsHead(nn.Module):
@@ -103,7 +105,9 @@ def load_policy_model(
                 expected=f"a model without {name} (its config says {getattr(config, name)!r})",
                 fix="choose a model with a plain linear LM head",
             )
-    config.attention_dropout = 0.0
+    for name in _DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
     disable_progress_bar()
     causal_lm = AutoModelForCausalLM.from_pretrained(
         model_path,

@@ -36,7 +36,7 @@ def test_each_character_is_a_step_and_the_whole_response_is_the_answer() -> None
 
 def test_shipped_policy_is_what_the_command_writes(tmp_path: Path) -> None:
     write_policy(tmp_path)
-    shipped = model_folder("builtin:triplets_83k")
+    shipped = model_folder("builtin:triplets_105k")
     assert shipped is not None
     assert (tmp_path / "tokenizer.json").read_text() == (shipped / "tokenizer.json").read_text()
     written, kept = (load_file(folder / "model.safetensors") for folder in (tmp_path, shipped))
