@@ -6,7 +6,7 @@ The table: held-out accuracy before and after, mean length at the end, tokens fo
 guard against reward hacking first turned on. The figure: sampled held-out accuracy and length of training completions
 over updates, the mean over runs as a line, their smallest and largest value as a band; and pass@k against the tokens of
 k completions, mean over runs, with the policy before training as `base`. Where runs have beliefs, also the mean
-Bayesian value of each step over the last updates.
+Bayesian value of each step over the last updates, and over the first.
 """
 
 import json
@@ -173,19 +173,27 @@ def _full_evaluations(run: Run) -> list[list[tuple[float, float]]]:
 
 
 def _draw_values(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
-    for label, runs in methods.items():
-        means = {}
-        for step in range(BELIEF_VALUE_STEPS):
-            tails = [list(run.series(f"belief/value_at_step_{step}").values())[-VALUE_UPDATES:] for run in runs]
-            values = [value for tail in tails for value in tail]
-            if values:
-                means[step] = statistics.fmean(values)
-        if means:
-            axes.plot(list(means), list(means.values()), marker="o", label=label)
-    axes.set_title(f"Bayesian value of each step, last {VALUE_UPDATES} updates", fontsize=11)
+    """Mean over the last updates as a line, over the first ones dashed; a method has its colour of the other panels."""
+    for index, (label, runs) in enumerate(methods.items()):
+        last = _values_by_step(runs, updates=slice(-VALUE_UPDATES, None))
+        if last:
+            first = _values_by_step(runs, updates=slice(VALUE_UPDATES))
+            axes.plot(list(last), list(last.values()), marker="o", color=f"C{index}", label=label)
+            axes.plot(list(first), list(first.values()), linestyle="--", color=f"C{index}")
+    axes.set_title(f"Bayesian value of each step, last {VALUE_UPDATES} updates (dashed: first)", fontsize=11)
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
+
+
+def _values_by_step(runs: list[Run], *, updates: slice) -> dict[int, float]:
+    """Mean over runs and their updates; steps that no completion had are left out."""
+    means = {}
+    for step in range(BELIEF_VALUE_STEPS):
+        values = [value for run in runs for value in list(run.series(f"belief/value_at_step_{step}").values())[updates]]
+        if values:
+            means[step] = statistics.fmean(values)
+    return means
 
 
 def parse_methods(arguments: Sequence[str], *, usage: str) -> tuple[dict[str, list[Run]], dict[str, list[Path]]]:
