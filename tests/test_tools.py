@@ -61,20 +61,33 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def share_with_222(length: int) -> float:
+    """Of all sequences over three characters; those without number a(n) = 2 a(n-1) + 2 a(n-2) + 2 a(n-3)."""
+    without = [1, 3, 9]
+    while len(without) <= length:
+        without.append(2 * sum(without[-3:]))
+    return 1 - without[length] / 3**length
+
+
 def test_the_probability_of_switching_is_exact_for_a_uniform_policy(policy: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
     torch.nn.init.zeros_(model.lm_head.weight)
-    # sequences of 9 without 222: a(n) = 2 a(n-1) + 2 a(n-2) + 2 a(n-3), from 1, 3, 9
-    without = [1, 3, 9]
-    while len(without) <= 9:
-        without.append(2 * sum(without[-3:]))
     for forced in triplets_report.FORCED:
-        probability = triplets_report.probability_of_answer(model, forced=forced)
-        assert probability == pytest.approx(1 - without[9] / 3**9, abs=1e-6)
+        probability = triplets_report.probability_of_answer(model, forced=forced, num_tokens=12)
+        assert probability == pytest.approx(share_with_222(9), abs=1e-6)
+
+
+def test_the_probability_of_switching_in_long_responses_is_the_share_of_sampled_ones(policy: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    probability = triplets_report.probability_of_answer(model, forced=(0, 0, 0), num_tokens=32)
+    assert probability == pytest.approx(share_with_222(29), abs=0.032)  # four standard errors
 
 
 def test_the_probability_of_switching_reads_what_was_forced(policy: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
-    first, second = (triplets_report.probability_of_answer(model, forced=forced) for forced in triplets_report.FORCED)
+    first, second = (
+        triplets_report.probability_of_answer(model, forced=forced, num_tokens=12) for forced in triplets_report.FORCED
+    )
     assert 0 < first < 1
     assert not math.isclose(first, second, abs_tol=1e-6)

@@ -4,7 +4,8 @@
 
 The table: accuracy on the trained prompts (mean of the last updates) and on the one that is held out, by seed, and the
 probability that the policy, made to begin its answer to the held-out prompt with 000 or 111, goes on to produce 222.
-That one is exact: the sum over all continuations. The figure: both accuracies over updates, mean and range of the runs.
+That one is exact, the sum over all continuations, where a response has 12 tokens at most; beyond, the share among 4,096
+sampled ones (standard error 0.008 at most). The figure: both accuracies over updates, mean and range of the runs.
 """
 
 import itertools
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from system.runtime.checkpoint import CheckpointStore, policy_directory
@@ -23,7 +25,8 @@ from tools.compare_runs import Panel, Run, draw_panel, parse_methods
 
 TRAIN_UPDATES = 20  # the last ones, of which training accuracy is the mean
 HELD_OUT_PROMPT, HELD_OUT_ANSWER = 2, (2, 2, 2)
-NUM_TOKENS = 12  # of a response
+MAX_EXACT_TOKENS = 12  # of a response of which all continuations are added up
+NUM_SAMPLES = 4096  # of longer ones
 FORCED = ((0, 0, 0), (1, 1, 1))
 CHUNK = 4096
 PANELS = (
@@ -32,22 +35,43 @@ PANELS = (
 )
 
 
-def probability_of_answer(model: PreTrainedModel, *, forced: Sequence[int]) -> float:
-    """P(222 occurs behind `forced` | prompt 2, forced): the sum over all continuations up to NUM_TOKENS."""
-    prefix = (HELD_OUT_PROMPT, *forced)
-    endings = [
-        ending
-        for ending in itertools.product(range(3), repeat=NUM_TOKENS - len(forced))
-        if any(ending[start : start + 3] == HELD_OUT_ANSWER for start in range(len(ending) - 2))
-    ]
+def probability_of_answer(model: PreTrainedModel, *, forced: Sequence[int], num_tokens: int) -> float:
+    """P(222 occurs behind `forced` | prompt 2, forced) in a response of `num_tokens`, `forced` included."""
+    num_more = num_tokens - len(forced)
+    if num_tokens > MAX_EXACT_TOKENS:
+        return _sampled_probability(model, prefix=(HELD_OUT_PROMPT, *forced), num_more=num_more)
+    return _exact_probability(model, prefix=(HELD_OUT_PROMPT, *forced), num_more=num_more)
+
+
+def _exact_probability(model: PreTrainedModel, *, prefix: Sequence[int], num_more: int) -> float:
+    endings = [ending for ending in itertools.product(range(3), repeat=num_more) if _has_answer(ending)]
     total = 0.0
     with torch.inference_mode():
         for start in range(0, len(endings), CHUNK):
-            tokens = torch.tensor([prefix + ending for ending in endings[start : start + CHUNK]])
+            tokens = torch.tensor([(*prefix, *ending) for ending in endings[start : start + CHUNK]])
             logprobs = model(tokens).logits.double().log_softmax(-1)
             taken = logprobs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
             total += float(taken[:, len(prefix) - 1 :].sum(-1).exp().sum())
     return total
+
+
+def _sampled_probability(model: PreTrainedModel, *, prefix: Sequence[int], num_more: int) -> float:
+    torch.manual_seed(0)
+    tokens = torch.tensor([prefix]).expand(NUM_SAMPLES, -1)
+    drawn = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), do_sample=True, top_k=0, max_new_tokens=num_more
+    )
+    endings = drawn[:, len(prefix) :].tolist()
+    return statistics.fmean(_has_answer(ending) for ending in endings)
+
+
+def _has_answer(tokens: Sequence[int]) -> bool:
+    return any(tuple(tokens[start : start + 3]) == HELD_OUT_ANSWER for start in range(len(tokens) - 2))
+
+
+def response_tokens(run_dir: Path) -> int:
+    """Tokens of a response in that run: all have the length that is allowed."""
+    return int(OmegaConf.load(run_dir / "config.yaml").rollout.max_completion_tokens)
 
 
 def final_policy(run_dir: Path) -> PreTrainedModel:
@@ -66,7 +90,10 @@ def main(arguments: Sequence[str]) -> None:
     print("|---|---|---|---|---|---|")
     for label, runs in methods.items():
         forced = [
-            [probability_of_answer(final_policy(directory), forced=each) for each in FORCED]
+            [
+                probability_of_answer(final_policy(directory), forced=each, num_tokens=response_tokens(directory))
+                for each in FORCED
+            ]
             for directory in directories[label]
         ]
         cells = (
