@@ -34,6 +34,7 @@ OVERLAYS = {
     )
 } | {
     "triplets_barl.yaml": ["experiment/triplets_markovian.yaml"],
+    "triplets_barl_27.yaml": ["experiment/triplets_markovian.yaml", "experiment/triplets_barl.yaml"],
     "math_qwen2.5_math_7b_barl.yaml": ["experiment/math_qwen2.5_math_1.5b_barl.yaml"],
     "math_r1_distill_llama_8b_barl.yaml": [
         "experiment/math_qwen2.5_math_1.5b_barl.yaml",
