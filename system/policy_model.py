@@ -18,7 +18,7 @@ from system.errors import ConfigError
 # Settings of transformers configs that change the logits after the LM head, with the value that changes nothing.
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
 # Dropout that models apply as a function; that of nn.Dropout modules is switched off where they are.
-_DROPOUTS = {"attention_dropout", "dropout", "activation_dropout", "layerdrop"}
+_DROPOUTS = ("attention_dropout", "dropout", "activation_dropout", "layerdrop")
 
 
 class TokenStatisticsHead(nn.Module):

@@ -69,9 +69,11 @@ def _has_answer(tokens: Sequence[int]) -> bool:
     return any(tuple(tokens[start : start + 3]) == HELD_OUT_ANSWER for start in range(len(tokens) - 2))
 
 
-def response_tokens(run_dir: Path) -> int:
-    """Tokens of a response in that run: all have the length that is allowed."""
-    return int(OmegaConf.load(run_dir / "config.yaml").rollout.max_completion_tokens)
+def switching_probabilities(run_dir: Path) -> list[float]:
+    """Of the run's last policy, for each of FORCED; a response has as many tokens as the run allowed."""
+    policy = final_policy(run_dir)
+    num_tokens = int(OmegaConf.load(run_dir / "config.yaml").rollout.max_completion_tokens)
+    return [probability_of_answer(policy, forced=each, num_tokens=num_tokens) for each in FORCED]
 
 
 def final_policy(run_dir: Path) -> PreTrainedModel:
@@ -89,13 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     print("|---|---|---|---|---|---|")
     for label, runs in methods.items():
-        forced = [
-            [
-                probability_of_answer(final_policy(directory), forced=each, num_tokens=response_tokens(directory))
-                for each in FORCED
-            ]
-            for directory in directories[label]
-        ]
+        forced = [switching_probabilities(directory) for directory in directories[label]]
         cells = (
             label,
             ", ".join(f"{_train_accuracy(run):.3f}" for run in runs),

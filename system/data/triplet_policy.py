@@ -1,8 +1,8 @@
 """The untrained policy of the triplets task: `python -m system.data.triplet_policy FOLDER`.
 
 A random OPT of 105,000 parameters over three tokens, 0, 1 and 2, with an untied head. It draws them about equally
-often. Its positions are learned, not rotary: with rotary ones what BARL learns on the trained prompts does not carry
-over to the held-out one (docs/results.md). vLLM's CPU attention knows no heads narrower than 32.
+often. Its positions are learned, not rotary: with rotary ones what BARL learns on the trained prompts seldom holds for
+the one that is held out (docs/results.md). vLLM's CPU attention knows no heads narrower than 32.
 """
 
 import sys
