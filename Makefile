@@ -11,7 +11,7 @@ help:
 	@echo "make lint    ruff and mypy"
 
 setup:
-	@tools/setup.sh $(BUILD)
+	@deploy/setup.sh $(BUILD)
 
 demo: setup
 	.venv/bin/credence train configs/demo.yaml $(ARGS)

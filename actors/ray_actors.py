@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from system.config_environment import model_folder
-from system.config_schema import BeliefConfig, ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
+from system.config.machine import model_folder
+from system.config.schema import BeliefConfig, ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
@@ -29,7 +29,7 @@ class RolloutActor:
     """One vLLM engine; its methods are coroutines, so that groups overlap and come back one by one."""
 
     def __init__(self, *, name: str, rollout: RolloutConfig, model: ModelConfig, seed: int) -> None:
-        from actors.rollout_worker import RolloutWorker
+        from actors.rollout.worker import RolloutWorker
 
         self._worker = RolloutWorker(
             name=name,
@@ -87,9 +87,9 @@ class ScoringActor:
 
     def start(self) -> int:
         """Load the model; returns how many weight-group ranks it takes."""
-        from actors.scorers.belief import BeliefScorer
-        from actors.scorers.self_certainty import SelfCertaintyScorer
-        from actors.scoring_model import ScoringModel
+        from actors.scoring.belief import BeliefScorer
+        from actors.scoring.model import ScoringModel
+        from actors.scoring.self_certainty import SelfCertaintyScorer
         from system.data.tasks import make_task
 
         model = self._model_config
@@ -159,10 +159,10 @@ class RewardActor:
 
     def __init__(self, *, task: TaskConfig, reward: RewardConfig, max_candidates: int | None) -> None:
         """`max_candidates`: answers of a group that become hypotheses; None: no beliefs are asked for."""
-        from actors.reward_worker import RewardWorker
-        from actors.scorers.answer_verifier import AnswerVerifier
-        from actors.scorers.hypotheses import HypothesisFinder
-        from actors.scorers.plurality import PluralityScorer
+        from actors.rewards.answer_verifier import AnswerVerifier
+        from actors.rewards.hypotheses import HypothesisFinder
+        from actors.rewards.plurality import PluralityScorer
+        from actors.rewards.worker import RewardWorker
         from system.data.tasks import make_task
 
         kinds: list[type[AnswerVerifier] | type[PluralityScorer]] = [AnswerVerifier]

@@ -26,10 +26,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from actors.scoring_model import ScoringModel
-from system.algorithms.answer_trees import AnswerTree
-from system.config_schema import ScorerConfig
+from actors.scoring.model import ScoringModel
+from system.config.schema import ScorerConfig
 from system.data.character_tokenizer import build_character_tokenizer
+from system.numerics.answer_trees import AnswerTree
 from system.records import FloatArray
 
 NUM_THREADS = 2

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.reward_worker import RewardWorker
-from actors.scorers.answer_verifier import AnswerVerifier
-from actors.scorers.belief import BeliefScorer
-from actors.scorers.hypotheses import HypothesisFinder
-from actors.scoring_model import ScoringModel
+from actors.rewards.answer_verifier import AnswerVerifier
+from actors.rewards.hypotheses import HypothesisFinder
+from actors.rewards.worker import RewardWorker
+from actors.scoring.belief import BeliefScorer
+from actors.scoring.model import ScoringModel
 from system.algorithms.rewards import is_right
-from system.config import load_config
-from system.config_environment import model_folder
-from system.config_schema import BeliefConfig, Config
+from system.config.load import load_config
+from system.config.machine import model_folder
+from system.config.schema import BeliefConfig, Config
 from system.data.group_files import read_groups
 from system.data.samples import ScoredSamples, make_belief_samples, make_samples
 from system.data.tasks import make_task

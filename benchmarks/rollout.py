@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from actors.rollout_worker import group_seed  # noqa: E402
-from system.config import load_config  # noqa: E402
-from system.config_environment import model_folder  # noqa: E402
-from system.config_schema import Config  # noqa: E402
+from actors.rollout.worker import group_seed  # noqa: E402
+from system.config.load import load_config  # noqa: E402
+from system.config.machine import model_folder  # noqa: E402
+from system.config.schema import Config  # noqa: E402
 from system.data.prompts import PromptSource  # noqa: E402
 from system.data.tasks import make_task  # noqa: E402
 from system.records import CompletionGroup, Prompt, Sampling  # noqa: E402
@@ -72,7 +72,7 @@ def serve_bare(connection: Connection, config: Config) -> None:
         max_model_len=rollout.max_prompt_tokens + rollout.max_completion_tokens,
         max_num_seqs=rollout.max_sequences,
         enforce_eager=rollout.enforce_eager,
-        # as in actors/vllm_engine.py: with seeds, a prompt cut in chunks kills vLLM's engine on CPU
+        # as in actors/rollout/vllm_engine.py: with seeds, a prompt cut in chunks kills vLLM's engine on CPU
         enable_chunked_prefill=False,
         max_num_batched_tokens=4096,
         seed=config.run.seed,

@@ -19,8 +19,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from system.config import load_config  # noqa: E402
-from system.config_schema import Config  # noqa: E402
+from system.config.load import load_config  # noqa: E402
+from system.config.schema import Config  # noqa: E402
 from system.records import Completion, CompletionGroup, FloatArray, PolicyVersions, Prompt  # noqa: E402
 
 NUM_ROUNDS = 7

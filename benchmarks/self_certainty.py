@@ -34,7 +34,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from system.algorithms.logprobs import TokenStatistics, require_finite, token_statistics
+from system.numerics.logprobs import TokenStatistics, require_finite, token_statistics
 
 VOCABULARY = 151_936
 HIDDEN_SIZE = 1_536

@@ -25,9 +25,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from system.config import load_config  # noqa: E402
-from system.config_environment import model_folder  # noqa: E402
-from system.config_schema import Config  # noqa: E402
+from system.config.load import load_config  # noqa: E402
+from system.config.machine import model_folder  # noqa: E402
+from system.config.schema import Config  # noqa: E402
 from system.data.batching import pack_batch  # noqa: E402
 from system.data.prompts import PromptSource  # noqa: E402
 from system.data.samples import make_sample  # noqa: E402
@@ -90,7 +90,7 @@ def time_generation(connection: Connection, config: Config) -> None:
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     from vllm import LLM, SamplingParams
 
-    from actors.rollout_worker import group_seed
+    from actors.rollout.worker import group_seed
 
     rollout = config.rollout
     llm = LLM(
@@ -101,7 +101,7 @@ def time_generation(connection: Connection, config: Config) -> None:
         seed=config.run.seed,
         logprobs_mode="processed_logprobs",
         enforce_eager=rollout.enforce_eager,
-        # as in actors/vllm_engine.py: on CPU vLLM dies of seeded requests whose prompt is cut into chunks
+        # as in actors/rollout/vllm_engine.py: on CPU vLLM dies of seeded requests whose prompt is cut into chunks
         enable_chunked_prefill=False,
         max_num_batched_tokens=4096,
     )
@@ -138,8 +138,8 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
     import torch
 
     from learner.learner import PackedInputs
-    from system.algorithms.policy_loss import clipped_surrogate
-    from system.policy_model import load_policy_model
+    from system.losses.clipped_surrogate import clipped_surrogate
+    from system.numerics.policy_model import load_policy_model
 
     model = load_policy_model(
         str(model_folder(config.model.path)),

@@ -15,10 +15,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from actors.reward_worker import RewardWorker
-from actors.scorers.answer_verifier import AnswerVerifier
-from actors.scorers.math_check import check_math
-from actors.scorers.rational_check import check_rational
+from actors.rewards.answer_verifier import AnswerVerifier
+from actors.rewards.math_check import check_math
+from actors.rewards.rational_check import check_rational
+from actors.rewards.worker import RewardWorker
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.interfaces import AnswerKind
 from system.records import Completion, CompletionGroup, PolicyVersions, Prompt

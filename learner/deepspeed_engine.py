@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from system.config_schema import LearnerConfig
+from system.config.schema import LearnerConfig
 from system.errors import CheckpointError
-from system.policy_model import PolicyModel
+from system.numerics.policy_model import PolicyModel
 
 _CHECKPOINT_TAG = "engine"
 # ZeRO-3 parameters are gathered this many bytes at a time.

@@ -21,13 +21,13 @@ from learner.checkpoint import LearnerState, export_hf, load_checkpoint, save_ch
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepStatistics, step_metrics
-from system.algorithms.kl import k3_kl
-from system.algorithms.logprobs import TokenStatistics, require_finite
-from system.algorithms.masking import loss_token_weights, sequence_index, weighted_sum
-from system.algorithms.packed_attention import PackedLayout
-from system.algorithms.policy_loss import clipped_surrogate
-from system.config_schema import AlgorithmConfig, LearnerConfig
-from system.policy_model import PolicyModel, load_policy_model, sequence_statistics
+from system.config.schema import AlgorithmConfig, LearnerConfig
+from system.losses.clipped_surrogate import clipped_surrogate
+from system.losses.kl import k3_kl
+from system.numerics.logprobs import TokenStatistics, require_finite
+from system.numerics.masking import loss_token_weights, sequence_index, weighted_sum
+from system.numerics.packed_attention import PackedLayout
+from system.numerics.policy_model import PolicyModel, load_policy_model, sequence_statistics
 from system.records import FloatArray, PackedMicroBatch, StepResult
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from system.config_environment import model_folder
-from system.config_schema import AlgorithmConfig, LearnerConfig, ModelConfig
+from system.config.machine import model_folder
+from system.config.schema import AlgorithmConfig, LearnerConfig, ModelConfig
 from system.records import FloatArray, PackedMicroBatch, StepResult, WeightGroupSpec, WeightsManifest
 
 if TYPE_CHECKING:

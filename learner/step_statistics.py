@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from system.algorithms.policy_loss import PolicyLoss
+from system.losses.clipped_surrogate import PolicyLoss
 from system.metrics import MetricDefinition
 from system.records import Metric
 

@@ -6,7 +6,7 @@ import torch
 
 from system.errors import WeightSyncError
 from system.records import WeightGroupSpec, WeightsManifest
-from system.weight_transfer import WeightGroup, broadcast_tensors, describe_tensors
+from system.weights.broadcast import WeightGroup, broadcast_tensors, describe_tensors
 
 
 class WeightSender:

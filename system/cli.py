@@ -1,6 +1,6 @@
 """The `credence` command. Parses arguments, loads the configuration, and only then imports what does the work.
 
-A mistake that the user can mend ends in one line on stderr and exit code 2, an interrupt in 130.
+A mistake that the user can fix ends in one line on stderr and exit code 2, an interrupt in 130.
 """
 
 import argparse
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from system.config import dump_yaml, load_config, load_resumed_config, split_inputs
-from system.config_reference import reference_text
-from system.config_schema import Config
+from system.config.load import dump_yaml, load_config, load_resumed_config, split_inputs
+from system.config.reference import reference_text
+from system.config.schema import Config
 from system.errors import ConfigError, CredenceError
 
 _USAGE = """usage: credence COMMAND ...
@@ -85,14 +85,14 @@ def _train(arguments: list[str]) -> int:
     paths, overrides = split_inputs(options.inputs)
     config = _load(paths, overrides=overrides, resume=options.resume)
     # Not before the configuration is known to be right: reading the embedded task takes a second.
-    from system.plan import plan_text
+    from system.commands.plan import plan_text
 
     if options.dry_run:
         print(dump_yaml(config))
     print(plan_text(config), flush=True)
     if options.dry_run:
         return 0
-    from system.train import main_train
+    from system.commands.train import main_train
 
     return main_train(config, resume=options.resume)
 
@@ -111,31 +111,31 @@ def _load(paths: Sequence[str], *, overrides: Sequence[str], resume: str | None)
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from system.evaluate import main as evaluate_main
+    from system.commands.evaluate import main as evaluate_main
 
     return evaluate_main(arguments)
 
 
 def _select(arguments: list[str]) -> int:
-    from system.select import main as select_main
+    from system.commands.select import main as select_main
 
     return select_main(arguments)
 
 
 def _certainty_report(arguments: list[str]) -> int:
-    from system.certainty_report import main as certainty_report_main
+    from system.commands.certainty_report import main as certainty_report_main
 
     return certainty_report_main(arguments)
 
 
 def _belief(arguments: list[str]) -> int:
-    from system.belief_report import main as belief_main
+    from system.commands.belief_report import main as belief_main
 
     return belief_main(arguments)
 
 
 def _warmstart(arguments: list[str]) -> int:
-    from system.warmstart import main as warmstart_main
+    from system.commands.warmstart import main as warmstart_main
 
     return warmstart_main(arguments)
 

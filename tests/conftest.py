@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from system.config import load_config
-from system.config_schema import Config
+from system.config.load import load_config
+from system.config.schema import Config
 
 # Before any test imports torch, Ray or W&B: two cores are shared, and no test may ask anything over the network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

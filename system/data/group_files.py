@@ -101,7 +101,7 @@ class _Fields:
 
     def error(self, name: str, *, expected: str) -> ConfigError:
         given = f"{self._inside}{name} = {_short(self._record[name])}" if name in self else f"no {self._inside}{name}"
-        return ConfigError(self._where, given=given, expected=expected, fix=f"mend this line; it is to hold {_FORMAT}")
+        return ConfigError(self._where, given=given, expected=expected, fix=f"fix this line; it is to hold {_FORMAT}")
 
     def text(self, name: str) -> str:
         value = self._record.get(name)
@@ -154,10 +154,10 @@ def _object_of(line: str, *, where: str) -> dict[str, Any]:
             where,
             given=line.strip()[:60],
             expected=f"one JSON object ({error.msg} at column {error.colno})",
-            fix="mend or remove this line (the last one may have been cut off)",
+            fix="fix or remove this line (the last one may have been cut off)",
         ) from error
     if not isinstance(record, dict):
-        raise ConfigError(where, given=_short(record), expected=f"one JSON object: {_FORMAT}", fix="mend this line")
+        raise ConfigError(where, given=_short(record), expected=f"one JSON object: {_FORMAT}", fix="fix this line")
     return record
 
 

@@ -1,6 +1,6 @@
 """The order in which training prompts come, and the fixed prompts of an evaluation.
 
-Called by system/train.py and the controller. Visit v is position v mod n of epoch v div n. The order of an epoch
+Called by `credence train` and the controller. Visit v is position v mod n of epoch v div n. The order of an epoch
 follows from (seed, epoch) and the fresh numbers of a visit from (seed, visit), so that the cursor, a count of visits,
 is all that a resumed run needs to neither skip nor repeat a prompt.
 """

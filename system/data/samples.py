@@ -12,7 +12,7 @@ from system.algorithms.advantages import Baseline, group_advantages
 from system.algorithms.belief import Belief, compute_belief, spread_to_tokens, step_advantages
 from system.algorithms.environment_belief import environment_values, is_unpaid
 from system.algorithms.rewards import CombinedRewards, combine_rewards
-from system.config_schema import BeliefConfig
+from system.config.schema import BeliefConfig
 from system.interfaces import StepwiseTask
 from system.records import BeliefTrace, BoolArray, Completion, FloatArray, Prompt, ScoredGroup, TrainingSample
 

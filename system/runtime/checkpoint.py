@@ -17,10 +17,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from system.algorithms.hacking_guards import GuardState
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
+from system.reports.guards import GuardState
 from system.runtime.ledger import LedgerState
 
 _STATE_FILE = "state.json"
@@ -44,7 +44,7 @@ class RunState:
     ledger: LedgerState
     outstanding: dict[int, Prompt]  # leased groups that were not trained on, by group id
     completion_tokens: int  # trained on since the start
-    seconds: float  # running time since the start, over all sittings
+    seconds: float  # running time since the start, over all sessions
     canary_max_abs_diff: float
     guards: GuardState | None  # what the guards against reward hacking have seen; None: nothing
 

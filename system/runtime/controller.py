@@ -25,15 +25,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from system.algorithms.hacking_guards import HackingGuards
 from system.algorithms.rewards import combine_rewards
-from system.config_resources import uses_beliefs, uses_environment
-from system.config_schema import Config
+from system.config.resources import uses_beliefs, uses_environment
+from system.config.schema import Config
 from system.data.batching import pack_batch
 from system.data.prompts import PromptSource
 from system.data.samples import ScoredSamples, make_belief_samples, make_environment_samples, make_samples
 from system.interfaces import StepwiseTask, Task
 from system.records import Prompt, Sampling, ScoredGroup
+from system.reports.guards import HackingGuards
+from system.reports.reporter import Reporter
+from system.reports.step_metrics import add_batch_metrics, add_belief_shares, add_group_metrics
 from system.runtime.checkpoint import (
     CheckpointStore,
     RunState,
@@ -46,10 +48,8 @@ from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
-from system.runtime.reporter import Reporter
 from system.runtime.rollout_pool import RolloutPool
 from system.runtime.scoring_pool import ScoringPool
-from system.runtime.step_metrics import add_batch_metrics, add_belief_shares, add_group_metrics
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_pool import PoolMember, WorkerDiedError
 
@@ -98,7 +98,7 @@ class Controller:
         resumed: RunState | None,
         elapsed_seconds: Callable[[], float],
     ) -> None:
-        """`elapsed_seconds` counts from the start of the command, over all sittings of the run."""
+        """`elapsed_seconds` counts from the start of the command, over all sessions of the run."""
         self._config = config
         self._parts = parts
         self._reporter = reporter

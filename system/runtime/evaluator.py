@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from system.algorithms.pass_at_k import mean_with_interval, pass_at_k
 from system.algorithms.rewards import is_right
-from system.algorithms.text_statistics import count_reflection_words
-from system.config_schema import EvaluationConfig
-from system.metrics import Metric
-from system.records import Prompt, Sampling, ScoredGroup
+from system.config.schema import EvaluationConfig
+from system.numerics.pass_at_k import mean_with_interval, pass_at_k
+from system.numerics.text_statistics import count_reflection_words
+from system.records import Metric, Prompt, Sampling, ScoredGroup
 from system.runtime.reward_pool import RewardPool
 from system.runtime.rollout_pool import RolloutPool
 from system.runtime.worker_pool import WorkerDiedError

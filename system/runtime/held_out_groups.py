@@ -8,7 +8,7 @@
 | sample       | room in the engines, a worker, a scorer  | groups that are done, replace_loop    |
 | replace_loop | a lost worker                            | whoever notices the death             |
 
-All workers serve model.path as it is. Called by system/completion_source.py.
+All workers serve model.path as it is. Called by system/commands/completion_source.py.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from system.config_schema import Config
+from system.config.schema import Config
 from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
+from system.reports.stage_display import StageDisplay
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
 from system.runtime.rollout_pool import RolloutPool
-from system.runtime.stage_progress import StageProgress
 from system.runtime.worker_pool import WorkerDiedError, WorkerPool
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ async def sample_groups(config: Config, *, prompts: Sequence[Prompt], num_comple
         seed=config.run.seed,
     )
     pools = make_pools(config, placement=Placement(config=config), has_learner=False)
-    progress = StageProgress()
+    progress = StageDisplay()
     try:
         progress.begin("starting rollout workers, scoring replicas and reward workers")
         await pools.start(config)
@@ -75,7 +75,7 @@ async def answer_prompts(
     sampling: Sampling,
     num_sequences: int,
     on_group: OnGroup,
-    progress: StageProgress,
+    progress: StageDisplay,
 ) -> None:
     """Sample and score one group for each prompt on pools that serve, at most about `num_sequences` at a time.
 
@@ -97,7 +97,7 @@ async def score_groups(config: Config, *, groups: Sequence[ScoredGroup], on_grou
     """Score completions anew with all scorers; no rollout worker is started. Raises as `sample_groups`."""
     pools = make_pools(config, placement=Placement(config=config), has_learner=False)
     assert pools.scoring is not None, "a configuration of this command has scoring replicas"
-    progress = StageProgress()
+    progress = StageDisplay()
     try:
         progress.begin("starting scoring replicas and reward workers")
         async with asyncio.TaskGroup() as starts:
@@ -133,7 +133,7 @@ async def _finish_in_order(
     work: Sequence[Coroutine[Any, Any, ScoredGroup]],
     *,
     on_group: OnGroup,
-    progress: StageProgress,
+    progress: StageDisplay,
     pools: Sequence[WorkerPool],
 ) -> None:
     """Run all of `work` at once and hand its groups over in order; meanwhile replace workers that die."""

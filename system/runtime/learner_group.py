@@ -12,7 +12,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from system.config_schema import AlgorithmConfig, LearnerConfig, ModelConfig
+from system.config.schema import AlgorithmConfig, LearnerConfig, ModelConfig
 from system.errors import LearnerDiedError
 from system.records import FloatArray, StepResult, TrainingBatch, WeightGroupSpec, WeightsManifest
 from system.runtime.deadlines import within

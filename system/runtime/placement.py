@@ -1,6 +1,6 @@
 """Where each actor runs: starts or joins Ray, checks that the cluster can hold the run, creates the actors.
 
-Called by system/train.py and by the pools when they replace a worker.
+Called by system/commands/train.py and by the pools when they replace a worker.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.ray_actors import RewardActor, RolloutActor, ScoringActor
 from learner.ray_actors import LearnerActor
-from system.config_environment import joins_cluster
-from system.config_resources import actor_needs, max_candidates, uses_beliefs
-from system.config_schema import Config
+from system.config.machine import joins_cluster
+from system.config.resources import actor_needs, max_candidates, uses_beliefs
+from system.config.schema import Config
 from system.errors import ConfigError
 
 ActorHandle = Any  # Ray's handles are proxies without a static type

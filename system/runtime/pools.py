@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from system.config_resources import uses_beliefs, uses_scoring_replicas
-from system.config_schema import Config
+from system.config.resources import uses_beliefs, uses_scoring_replicas
+from system.config.schema import Config
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
 from system.runtime.reward_pool import RewardPool

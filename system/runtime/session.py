@@ -1,4 +1,4 @@
-"""One sitting on Ray: starts or joins it, runs a coroutine that a signal can stop, and leaves no process behind.
+"""One session on Ray: starts or joins it, runs a coroutine that a signal can stop, and leaves no process behind.
 
 Used by `credence train` and `credence evaluate`.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from system.config_schema import Config
+from system.config.schema import Config
 from system.errors import first_error
 from system.runtime.placement import check_cluster_holds, start_ray
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from system.config_schema import WeightSyncConfig
+from system.config.schema import WeightSyncConfig
 from system.errors import DeadlineError, LearnerDiedError, WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
 from system.runtime.deadlines import within

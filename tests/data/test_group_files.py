@@ -102,7 +102,7 @@ def test_a_bad_line_is_named(tmp_path: Path, record: object, message: str) -> No
         read_groups(path, task_name="chains", tokenise=character_ids)
     assert str(raised.value).startswith(f"{path}:2: given ")
     assert message in str(raised.value)
-    assert "Fix: mend this line" in str(raised.value)
+    assert "Fix: fix this line" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from system.config_schema import BeliefConfig
+from system.config.schema import BeliefConfig
 from system.data.samples import make_belief_samples, make_environment_samples, make_samples, staleness
 from system.data.tasks.triplets import TripletsTask
 from system.records import BeliefTrace, Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup

@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from learner.learner import Learner
-from system.config_schema import AlgorithmConfig, LearnerConfig
+from system.config.schema import AlgorithmConfig, LearnerConfig
 from system.records import TrainingSample
 
 RankFunction = Callable[..., Any]  # (rank, num_ranks, port, *arguments) -> picklable

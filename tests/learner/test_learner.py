@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from learner.learner import Learner
 from learner.step_statistics import LEARNER_METRICS
-from system.config_schema import AlgorithmConfig, LearnerConfig
+from system.config.schema import AlgorithmConfig, LearnerConfig
 from system.data.batching import pack_batch
 from system.errors import CheckpointError
 from system.records import StepResult, TrainingSample

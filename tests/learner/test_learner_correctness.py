@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from system.config_schema import AlgorithmConfig, LearnerConfig
+from system.config.schema import AlgorithmConfig, LearnerConfig
 from system.data.batching import pack_batch
 from system.records import TrainingSample
 from tests.learner.learner_ranks import (

@@ -9,7 +9,7 @@ import torch
 from learner.weight_sender import WeightSender
 from system.errors import WeightSyncError
 from system.records import WeightGroupSpec, WeightsManifest
-from system.weight_transfer import WeightGroup, receive_tensors
+from system.weights.broadcast import WeightGroup, receive_tensors
 
 CPU = torch.device("cpu")
 

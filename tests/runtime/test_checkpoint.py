@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from system.algorithms.hacking_guards import HackingGuards
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
+from system.reports.guards import HackingGuards
 from system.runtime.checkpoint import CheckpointStore, RunState, load_run_state
 from system.runtime.ledger import Ledger
 

@@ -12,11 +12,11 @@ from ray.exceptions import RayActorError
 
 from system.errors import first_error
 from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
+from system.reports.stage_display import StageDisplay
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.held_out_groups import answer_prompts
 from system.runtime.pools import Pools
 from system.runtime.rollout_pool import RolloutPool
-from system.runtime.stage_progress import StageProgress
 from system.runtime.worker_pool import PoolExhaustedError
 
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=4, num_completions=4, seed=0)
@@ -97,7 +97,7 @@ def answer(*workers: FakeRollout, num_sequences: int = 16, max_restarts: int = 1
             sampling=SAMPLING,
             num_sequences=num_sequences,
             on_group=lambda group: handed_over.append(group.group_id),
-            progress=StageProgress(stream=stream, seconds_between_lines=0),
+            progress=StageDisplay(stream=stream, seconds_between_lines=0),
         )
 
     asyncio.run(asyncio.wait_for(scenario(), timeout=20))

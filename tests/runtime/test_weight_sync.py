@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from system.config_schema import WeightSyncConfig
+from system.config.schema import WeightSyncConfig
 from system.errors import WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
 from system.runtime.rollout_pool import RolloutPool

@@ -1,6 +1,6 @@
 """Greedy and sampled accuracy of a small policy on arithmetic chains, in plain transformers.
 
-Called by system/warmstart.py; a run's own evaluation goes through the rollout workers instead.
+Called by system/commands/warmstart.py; a run's own evaluation goes through the rollout workers instead.
 """
 
 from collections.abc import Sequence

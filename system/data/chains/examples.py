@@ -1,4 +1,4 @@
-"""Endless supervised batches of redrawn chains, drawn by a child process. Called by system/warmstart.py."""
+"""Endless supervised batches of redrawn chains, drawn by a child process. Called by system/commands/warmstart.py."""
 
 import multiprocessing
 import signal

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from system.config_schema import TaskConfig
+from system.config.schema import TaskConfig
 from system.data.tasks.code import CodeTask
 from system.data.tasks.gsm8k import Gsm8kTask
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask

@@ -44,7 +44,7 @@ def _malformed(path: Path, number: int, *, key: str, problem: str) -> ConfigErro
         key,
         given=f"{path}, line {number}",
         expected=f"one JSON object a line in UTF-8 ({problem})",
-        fix="mend or remove that line",
+        fix="fix or remove that line",
     )
 
 

@@ -100,7 +100,7 @@ class TextTask(ABC):
             content = self.parse_row(row)
             if content is None:
                 raise ConfigError(
-                    key, given=f"{origin}, row {number + 1}", expected=self.expected_row, fix="mend or remove that row"
+                    key, given=f"{origin}, row {number + 1}", expected=self.expected_row, fix="fix or remove that row"
                 )
             parsed.append((number, content))
         return parsed

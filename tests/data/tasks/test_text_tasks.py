@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from system.config_schema import TaskConfig
+from system.config.schema import TaskConfig
 from system.data.character_tokenizer import build_character_tokenizer
 from system.data.tasks import make_task
 from system.data.tasks.boxed import cut_paragraphs, last_boxed

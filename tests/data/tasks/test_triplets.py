@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from system.config_environment import model_folder
+from system.config.machine import model_folder
 from system.data.tasks.triplets import TripletsTask
 from system.data.triplet_policy import write_policy
 from system.interfaces import StepwiseTask

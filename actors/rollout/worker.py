@@ -1,0 +1,186 @@
+"""A rollout worker: prompts in, groups of completions out, weights received from the learner.
+
+A plain class around VLLMEngine; actors/ray_actors.py wraps it. Token ids are the only truth: text is
+decoded once for verifiers and readers and never tokenised again.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.rollout.vllm_engine import EngineSettings, SampledTokens, VLLMEngine
+from system.config.schema import RolloutConfig
+from system.errors import EngineFailedError
+from system.records import (
+    Completion,
+    CompletionGroup,
+    FloatArray,
+    PolicyVersions,
+    Prompt,
+    ReceiverStatus,
+    Sampling,
+    WeightGroupSpec,
+    WeightsManifest,
+)
+
+NO_POLICY_VERSION = -1  # weights as they were on disk; nothing received yet
+
+
+def group_seed(seed: int, *, group_id: int) -> int:
+    """Seed of completion 0 of a group, in [0, 2^62); completion i uses this + i (vLLM's rule for n > 1).
+
+    A hash of (seed, group_id), so that draws depend neither on the number of workers nor on the
+    order in which groups are served.
+    """
+    digest = hashlib.blake2b(f"{seed}/{group_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+class RolloutWorker:
+    """Generates groups of completions and is a WeightSink with one rank for each engine process."""
+
+    def __init__(
+        self,
+        *,
+        config: RolloutConfig,
+        model_path: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        run_seed: int,
+        name: str = "rollout-0",
+    ) -> None:
+        self.name = name
+        self.num_ranks = config.tensor_parallel_size
+        self.num_in_flight = 0  # groups
+        self.num_generated_tokens = 0
+        self.busy_seconds = 0.0  # wall time with at least one group in flight
+        self._busy_since = 0.0
+        self._policy_version = NO_POLICY_VERSION
+        self._sync_timeout_seconds = 0.0
+        self._max_prompt_tokens = config.max_prompt_tokens
+        self._max_completion_tokens = config.max_completion_tokens
+        self._engine: VLLMEngine | None = None
+        self._settings = EngineSettings(
+            model_path=model_path,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            device=config.device,
+            dtype=config.dtype,
+            tensor_parallel_size=config.tensor_parallel_size,
+            max_model_tokens=config.max_prompt_tokens + config.max_completion_tokens,
+            max_sequences=config.max_sequences,
+            kv_cache_gib=config.kv_cache_gib,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            num_threads=max(1, int(config.cpus_per_worker)),
+            seed=run_seed,
+            start_timeout_seconds=config.start_timeout_seconds,
+        )
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that were received last; NO_POLICY_VERSION before the first update."""
+        return self._policy_version
+
+    async def start(self) -> None:
+        """Load the model and warm up. Raises EngineFailedError, DeadlineError."""
+        self._engine = await VLLMEngine.start(self._settings)
+        try:
+            await self._engine.set_policy_version(NO_POLICY_VERSION)
+            await self._engine.warm_up()
+        except BaseException:
+            await self.shutdown()
+            raise
+
+    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> CompletionGroup:
+        """Draw `sampling.num_completions` completions of `prompt`; cancelling the call aborts them.
+
+        The result depends on (weights, prompt, sampling, group_id) only. Greedy completions are all
+        the same, so they are decoded once. Raises EngineFailedError when the engine dies, ValueError
+        for a prompt or a completion length beyond the configured ones.
+        """
+        if not 0 < len(prompt.token_ids) <= self._max_prompt_tokens:
+            raise ValueError(
+                f"prompt {prompt.prompt_id} has {len(prompt.token_ids)} tokens, "
+                f"expected 1 to rollout.max_prompt_tokens = {self._max_prompt_tokens}"
+            )
+        if not 0 < sampling.max_tokens <= self._max_completion_tokens:
+            raise ValueError(
+                f"sampling.max_tokens is {sampling.max_tokens}, "
+                f"expected 1 to rollout.max_completion_tokens = {self._max_completion_tokens}"
+            )
+        self._enter()
+        try:
+            seed = group_seed(sampling.seed, group_id=group_id)
+            drawn = await self._running_engine().sample(prompt.token_ids.tolist(), sampling=sampling, seed=seed)
+        finally:
+            self._leave()
+        self.num_generated_tokens += sum(len(sampled.token_ids) for sampled in drawn)
+        if sampling.temperature == 0:
+            drawn = drawn * sampling.num_completions
+        completions = tuple(self._completion(sampled, index=index) for index, sampled in enumerate(drawn))
+        return CompletionGroup(group_id=group_id, prompt=prompt, completions=completions)
+
+    async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None:
+        """Join as ranks first_rank .. first_rank + num_ranks - 1, leaving the former group."""
+        await self._running_engine().join_weight_group(spec, first_rank=first_rank)
+        self._sync_timeout_seconds = spec.timeout_seconds
+
+    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
+        """Take part in one broadcast; groups in flight go on under the new weights."""
+        start = time.monotonic()
+        digest = await self._running_engine().receive_weights(manifest, timeout_seconds=self._sync_timeout_seconds)
+        self._policy_version = manifest.policy_version
+        return ReceiverStatus(
+            receiver=self.name,
+            policy_version=manifest.policy_version,
+            digest=digest,
+            seconds=time.monotonic() - start,
+        )
+
+    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        """float32[L-1]: log p(token t | tokens before t) under the present weights, temperature 1, nats.
+
+        Raises ValueError when there are fewer than 2 tokens or no room for one more in the engine.
+        """
+        if not 2 <= len(token_ids) < self._settings.max_model_tokens:
+            longest = self._settings.max_model_tokens - 1
+            raise ValueError(f"the canary has {len(token_ids)} tokens, expected 2 to {longest}")
+        logprobs = await self._running_engine().prompt_logprobs([int(token) for token in token_ids])
+        return np.asarray(logprobs, dtype=np.float32)
+
+    async def shutdown(self) -> None:
+        """Stop the engine; no process is left."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.shutdown()
+
+    def _running_engine(self) -> VLLMEngine:
+        if self._engine is None:
+            raise EngineFailedError(f"{self.name} is not running")
+        return self._engine
+
+    def _enter(self) -> None:
+        if self.num_in_flight == 0:
+            self._busy_since = time.monotonic()
+        self.num_in_flight += 1
+
+    def _leave(self) -> None:
+        self.num_in_flight -= 1
+        if self.num_in_flight == 0:
+            self.busy_seconds += time.monotonic() - self._busy_since
+
+    def _completion(self, sampled: SampledTokens, *, index: int) -> Completion:
+        return Completion(
+            index=index,
+            token_ids=np.asarray(sampled.token_ids, dtype=np.int32),
+            text=self._running_engine().tokenizer.decode(sampled.token_ids, skip_special_tokens=True),
+            rollout_logprobs=np.asarray(sampled.logprobs, dtype=np.float32),
+            policy_versions=PolicyVersions(
+                starts=np.asarray(sampled.version_starts, dtype=np.int32),
+                versions=np.asarray(sampled.versions, dtype=np.int32),
+            ),
+            finish_reason=sampled.finish_reason,
+        )

@@ -1,0 +1,66 @@
+"""Self-certainty as a reward: how far the policy's next-token distributions are from uniform, by its own weights.
+
+Source: Zhao et al., Learning to Reason without External Rewards, arXiv 2505.19590; Kang et al., arXiv 2502.18581.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.scoring.model import CompletionStatistics, ScoringModel
+from system.records import CompletionGroup, RewardTerm
+
+
+class SelfCertaintyScorer:
+    """Scorer whose value is the mean over the completion's tokens, EOS included, of KL(U || p), in nats.
+
+    KL(U || p) = logsumexp(z) - mean_j(z_j) - log V, at the position that predicts the token; z are the logits
+    divided by `temperature`. The term's policy_version is that of the replica's weights. `model` is shared with
+    other scorers and closed by its owner.
+    """
+
+    name = "self_certainty"
+
+    def __init__(self, model: ScoringModel, *, temperature: float, rollout_temperature: float) -> None:
+        self._model = model
+        self._temperature = temperature
+        self._is_comparable = temperature == rollout_temperature
+        self._logprob_differences: list[float] = []
+
+    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
+        """One term for each completion; invalid (`empty`) for one without tokens. `seconds` is an equal share."""
+        start = time.perf_counter()
+        statistics = self._model.completion_statistics(group, temperature=self._temperature)
+        seconds = (time.perf_counter() - start) / len(group.completions)
+        self._compare_with_engine(group, statistics)
+        return tuple(
+            RewardTerm(
+                scorer=self.name,
+                value=float(each.self_certainty.mean()) if len(each.self_certainty) else 0.0,
+                status="ok" if len(each.self_certainty) else "invalid",
+                reason="scored" if len(each.self_certainty) else "empty",
+                policy_version=self._model.policy_version,
+                seconds=seconds,
+            )
+            for each in statistics
+        )
+
+    def take_logprob_difference(self) -> float | None:
+        """Largest difference in nats between the log-probabilities here and the engine's, since the last call.
+
+        Over completions that the scoring version itself wrote, at the same temperature; None when there were none.
+        """
+        differences, self._logprob_differences = self._logprob_differences, []
+        return max(differences, default=None)
+
+    def _compare_with_engine(self, group: CompletionGroup, statistics: Sequence[CompletionStatistics]) -> None:
+        if not self._is_comparable:
+            return
+        for completion, each in zip(group.completions, statistics, strict=True):
+            is_own = completion.policy_versions.versions.tolist() == [self._model.policy_version]
+            if is_own and len(each.logprobs):
+                self._logprob_differences.append(float(np.abs(each.logprobs - completion.rollout_logprobs).max()))
+
+    def close(self) -> None:
+        """The model belongs to the actor."""

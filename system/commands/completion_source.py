@@ -1,0 +1,181 @@
+"""Where `credence select` and `credence certainty-report` get scored completions from, and where they write.
+
+A configuration in which every completion is judged by the verifier and by self-certainty; held-out problems sampled
+with it, or completions of a file scored with it; a folder that holds nothing yet. What loads torch or Ray is imported
+where a model is used: completions that are scored already need neither.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from system.algorithms.rewards import SELF_CERTAINTY, VERIFIER, find_term
+from system.config.load import load_config
+from system.config.machine import check_environment
+from system.config.schema import BeliefConfig, Config
+from system.data.group_files import FiledGroup, group_as_json
+from system.data.prompts import evaluation_prompts
+from system.data.tasks import make_task
+from system.errors import ConfigError
+from system.records import ScoredGroup
+from system.reports.recorder import JsonLinesFile
+
+if TYPE_CHECKING:
+    from system.interfaces import Tokenizer
+    from system.runtime.held_out_groups import OnGroup
+
+COMPLETIONS_FILE = "completions.jsonl"
+
+
+def load_monitored_config(
+    paths: Sequence[str], *, overrides: Sequence[str], command: str, check_devices: bool
+) -> Config:
+    """The configuration with scoring replicas, whatever its rewards are, and without beliefs. Raises ConfigError."""
+    if not paths:
+        raise ConfigError(
+            "CONFIG",
+            given=" ".join(overrides),
+            expected="at least one YAML file before the overrides",
+            fix=f"e.g. credence {command} configs/demo.yaml",
+        )
+    monitored = [*overrides, f"reward.{SELF_CERTAINTY}_weight=0.0"]
+    try:
+        config = load_config(paths, overrides, check_devices=check_devices)
+        if config.reward.self_certainty_weight is None:  # otherwise it may be the only reward
+            config = load_config(paths, monitored, check_devices=check_devices)
+    except ConfigError:
+        # Keys of the scorer are refused where nothing uses replicas yet; every other mistake is found again.
+        config = load_config(paths, monitored, check_devices=check_devices)
+    # nothing is trained: asking for an answer after every step would cost more than all the rest
+    return replace(config, algorithm=replace(config.algorithm, name="grpo"), belief=BeliefConfig())
+
+
+def new_folder(output: str | None, *, default: Path, files: Sequence[str]) -> Path:
+    """Creates and returns `output`, or `default` or the next free -2, -3, ...
+
+    Raises ConfigError when `output` holds one of `files` already: nothing is ever overwritten.
+    """
+    if output is None:
+        folder, number = default, 1
+        while folder.exists():
+            number += 1
+            folder = default.with_name(f"{default.name}-{number}")
+    else:
+        folder = Path(output)
+        taken = [name for name in files if (folder / name).exists()]
+        if taken or (folder.exists() and not folder.is_dir()):
+            raise ConfigError(
+                "--output",
+                given=output,
+                expected=f"a folder without {', '.join(taken)}" if taken else "a folder",
+                fix="give another one; nothing is overwritten",
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def sample_held_out(config: Config, *, num_completions: int, folder: Path) -> tuple[ScoredGroup, ...] | signal.Signals:
+    """`num_completions` for each of evaluation.num_problems_final problems of evaluation.split, scored.
+
+    They are written to `folder` as they come, and stay there when a signal ends the work: then that is returned.
+    """
+    from system.runtime.held_out_groups import sample_groups
+
+    prompts = evaluation_prompts(
+        make_task(config.task),
+        split=config.evaluation.split,
+        limit=config.evaluation.num_problems_final,
+        tokenizer=policy_tokenizer(config),
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+    )
+
+    async def work(on_group: OnGroup) -> None:
+        await sample_groups(config, prompts=prompts, num_completions=num_completions, on_group=on_group)
+
+    return _collect(config, work, path=folder / COMPLETIONS_FILE)
+
+
+def score_again(
+    config: Config, *, groups: Sequence[ScoredGroup], folder: Path
+) -> tuple[ScoredGroup, ...] | signal.Signals:
+    """The groups with new terms of all scorers, written to `folder` as in `sample_held_out`."""
+    from system.runtime.held_out_groups import score_groups
+
+    async def work(on_group: OnGroup) -> None:
+        await score_groups(config, groups=groups, on_group=on_group)
+
+    return _collect(config, work, path=folder / COMPLETIONS_FILE)
+
+
+def _collect(
+    config: Config, work: Callable[[OnGroup], Coroutine[Any, Any, None]], *, path: Path
+) -> tuple[ScoredGroup, ...] | signal.Signals:
+    from system.runtime.session import run_on_ray
+
+    groups: list[ScoredGroup] = []
+    with JsonLinesFile(path, keep_until_version=None) as file:
+
+        def keep(group: ScoredGroup) -> None:
+            groups.append(group)
+            file.append(group_as_json(group))
+
+        try:
+            stopped_by = run_on_ray(config, lambda: work(keep))
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray is gone: nothing is left to be taken down
+            if not groups:
+                path.unlink()  # so that the same command can be given again
+    if stopped_by is None:
+        return tuple(groups)
+    kept = f"; {path} holds {len(groups)} scored problems" if groups else ""
+    print(f"Stopped by {stopped_by.name}{kept}.", file=sys.stderr)
+    return stopped_by
+
+
+def policy_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of model.path. Raises ConfigError when this machine lacks what the configuration names."""
+    check_environment(config)
+    from system.commands.train import load_tokenizer
+
+    return load_tokenizer(config)
+
+
+def is_scored(group: ScoredGroup) -> bool:
+    """Whether every completion has a verdict and a certainty; a completion without tokens has no certainty."""
+    for index, completion in enumerate(group.completions):
+        certainty = find_term(group, index, scorer=SELF_CERTAINTY)
+        if find_term(group, index, scorer=VERIFIER) is None or certainty is None:
+            return False
+        if certainty.status == "invalid" and len(completion.token_ids):
+            return False
+    return True
+
+
+def check_scorable(groups: Sequence[FiledGroup], *, config: Config, tokenizer: Tokenizer) -> None:
+    """The policy can read every completion. Raises ConfigError that names FILE:LINE."""
+    num_tokens = len(tokenizer)  # type: ignore[arg-type]  # every transformers tokenizer has a length
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+    for filed in groups:
+        prompt = filed.group.prompt.token_ids
+        for index, completion in enumerate(filed.group.completions):
+            largest = max([*prompt.tolist(), *completion.token_ids.tolist()])
+            if largest >= num_tokens:
+                raise ConfigError(
+                    filed.where,
+                    given=f"token id {largest} in completion {index}",
+                    expected=f"ids below {num_tokens}, the vocabulary of model.path={config.model.path}",
+                    fix="score it with the policy that wrote it, or give prompt and completions as plain text",
+                )
+            length = len(prompt) + len(completion.token_ids)
+            if length > longest:
+                raise ConfigError(
+                    filed.where,
+                    given=f"{length} tokens in prompt and completion {index}",
+                    expected=f"at most {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens",
+                    fix="raise rollout.max_completion_tokens, or remove this line",
+                )

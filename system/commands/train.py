@@ -1,0 +1,280 @@
+"""`credence train`: opens the run folder, starts Ray and the actors, runs the controller, writes the summary.
+
+Whatever ends the run (its last update, an error, Ctrl-C, SIGTERM), every process that it started is gone
+before the command returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from learner.step_statistics import LEARNER_METRICS
+from system.config.load import dump_yaml, to_dict
+from system.config.machine import model_folder
+from system.config.resources import reward_weights
+from system.config.schema import Config
+from system.data.prompts import PromptCursor, PromptSource, evaluation_prompts
+from system.data.tasks import make_task
+from system.metrics import MetricTable
+from system.reports.display import Display
+from system.reports.guards import GUARD_METRICS
+from system.reports.metrics import SYSTEM_METRICS
+from system.reports.recorder import Recorder
+from system.reports.reporter import Reporter
+from system.reports.summary import write_summary
+from system.reports.tracker import Tracker
+from system.runtime.checkpoint import (
+    CheckpointStore,
+    RunState,
+    learner_directory,
+    load_run_state,
+    scorer_directory,
+)
+from system.runtime.controller import Controller, Outcome, Parts
+from system.runtime.evaluator import Evaluator
+from system.runtime.group_buffer import GroupBuffer
+from system.runtime.learner_group import LearnerGroup
+from system.runtime.ledger import Ledger
+from system.runtime.placement import Placement
+from system.runtime.pools import Pools, make_pools
+from system.runtime.session import run_on_ray
+from system.runtime.weight_sync import WeightSync
+
+if TYPE_CHECKING:
+    from system.interfaces import Task, Tokenizer
+
+_CANARY_TOKENS = 48
+_SHUTDOWN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """Where this run writes, and what an earlier session left there."""
+
+    path: Path
+    checkpoints: CheckpointStore
+    resumed_from: Path | None  # checkpoint
+    resumed: RunState | None
+
+
+def main_train(config: Config, *, resume: str | None = None) -> int:
+    """Run to the end and return the exit code: 0, 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises CredenceError subclasses for what a user can act on.
+    """
+    start = time.perf_counter()
+    folder = open_run_folder(config, resume=resume)
+    seconds_before = folder.resumed.seconds if folder.resumed else 0.0
+    try:
+        stopped_by = run_on_ray(
+            config,
+            lambda: _train(config, folder=folder, elapsed_seconds=lambda: seconds_before + time.perf_counter() - start),
+        )
+    finally:
+        folder.checkpoints.discard_partial()
+    if stopped_by is None:
+        return 0
+    print(_how_to_continue(folder, stopped_by=stopped_by), file=sys.stderr)
+    return 128 + stopped_by
+
+
+def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
+    """A new folder run.directory/run.name (or the next free -2, -3, ...), or the one to resume."""
+    if resume is not None:
+        path = Path(resume).resolve()
+        checkpoints = CheckpointStore(path, keep=config.checkpoint.keep)
+        checkpoints.discard_partial()
+        latest = checkpoints.latest()
+        return RunFolder(path=path, checkpoints=checkpoints, resumed_from=latest, resumed=load_run_state(latest))
+    wanted = Path(config.run.directory).resolve() / config.run.name
+    path, number = wanted, 1
+    while path.exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    path.mkdir(parents=True)
+    return RunFolder(
+        path=path, checkpoints=CheckpointStore(path, keep=config.checkpoint.keep), resumed_from=None, resumed=None
+    )
+
+
+async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable[[], float]) -> None:
+    recorder = Recorder(folder.path)
+    recorder.write_config(dump_yaml(config))
+    recorder.write_environment()
+    table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS, GUARD_METRICS)
+    tracker = Tracker(
+        folder.path,
+        table=table,
+        run_name=folder.path.name,
+        project=config.tracker.project,
+        entity=config.tracker.entity,
+        wandb_mode=config.tracker.wandb_mode,
+        config=to_dict(config),
+        resume_policy_version=folder.resumed.policy_version if folder.resumed else None,
+    )
+    exit_code = 1
+    try:
+        with Display(num_updates=config.run.num_updates, run_folder=folder.path) as display:
+            reporter = Reporter(
+                run_folder=folder.path,
+                table=table,
+                tracker=tracker,
+                recorder=recorder,
+                display=display,
+                completions_per_table=config.tracker.completions_per_table,
+            )
+            outcome, ledger = await _train_with_actors(
+                config, folder=folder, reporter=reporter, elapsed_seconds=elapsed_seconds
+            )
+        exit_code = 0
+    finally:
+        tracker.close(exit_code=exit_code)
+    _summarise(folder, outcome=outcome, ledger=ledger, seconds=elapsed_seconds())
+
+
+async def _train_with_actors(
+    config: Config, *, folder: RunFolder, reporter: Reporter, elapsed_seconds: Callable[[], float]
+) -> tuple[Outcome, Ledger]:
+    """Create all actors, run the controller, and take the actors down again however it ends."""
+    placement = Placement(config=config)
+    learner_group = LearnerGroup(
+        actors=placement.create_learner_actors(),
+        config=config.learner,
+        transfer_seconds=config.weight_sync.timeout_seconds,
+    )
+    pools = make_pools(config, placement=placement)
+    try:
+        reporter.enter_phase("start")
+        async with asyncio.TaskGroup() as starts:
+            starts.create_task(_start_learner(learner_group, config=config, checkpoint=folder.resumed_from))
+            starts.create_task(pools.start(config))
+        if pools.scoring is not None and folder.resumed_from is not None:
+            await pools.scoring.load_state(scorer_directory(folder.resumed_from))
+        parts = _connect(config, folder, learner_group=learner_group, pools=pools)
+        controller = Controller(
+            config=config,
+            parts=parts,
+            reporter=reporter,
+            reward_weights=reward_weights(config.reward),
+            resumed=folder.resumed,
+            elapsed_seconds=elapsed_seconds,
+        )
+        outcome = await controller.run()
+        parts.ledger.drop_in_flight(reason="run_ended")
+        return outcome, parts.ledger
+    finally:
+        reporter.enter_phase("shutdown")
+        await asyncio.gather(
+            learner_group.shutdown(seconds=_SHUTDOWN_SECONDS), pools.shutdown(seconds=_SHUTDOWN_SECONDS)
+        )
+
+
+async def _start_learner(learner_group: LearnerGroup, *, config: Config, checkpoint: Path | None) -> None:
+    await learner_group.start(
+        model=config.model,
+        algorithm=config.algorithm,
+        num_updates=config.run.num_updates,
+        temperature=config.rollout.temperature,
+    )
+    if checkpoint is not None:
+        await learner_group.load_checkpoint(str(learner_directory(checkpoint)))
+
+
+def _connect(
+    config: Config,
+    folder: RunFolder,
+    *,
+    learner_group: LearnerGroup,
+    pools: Pools,
+) -> Parts:
+    """Everything of the driver process that stands between the actors."""
+    task, tokenizer = make_task(config.task), load_tokenizer(config)
+    resumed = folder.resumed
+    ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
+    return Parts(
+        task=task,
+        learner_group=learner_group,
+        rollout_pool=pools.rollouts,
+        scoring_pool=pools.scoring,
+        scoring=pools.group_scoring(config),
+        weight_sync=WeightSync(
+            learner_group=learner_group,
+            pools=pools.receivers(),
+            config=config.weight_sync,
+            canary_token_ids=canary_token_ids(task, tokenizer=tokenizer),
+        ),
+        buffer=GroupBuffer(
+            ledger,
+            prompts_per_step=config.batch.prompts_per_step,
+            max_staleness=config.controller.max_staleness,
+            published_version=resumed.policy_version if resumed else 0,
+            num_updates=config.run.num_updates,
+        ),
+        ledger=ledger,
+        prompt_source=PromptSource(
+            task,
+            tokenizer=tokenizer,
+            seed=config.run.seed,
+            redraw=config.task.redraw,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            cursor=resumed.cursor if resumed else PromptCursor(),
+        ),
+        evaluator=make_evaluator(config, task=task, tokenizer=tokenizer, pools=pools),
+        checkpoints=folder.checkpoints,
+    )
+
+
+def make_evaluator(config: Config, *, task: Task, tokenizer: Tokenizer, pools: Pools) -> Evaluator:
+    """The evaluator over the held-out split of the configuration."""
+    held_out = evaluation_prompts(
+        task,
+        split=config.evaluation.split,
+        limit=max(config.evaluation.num_problems, config.evaluation.num_problems_final),
+        tokenizer=tokenizer,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+    )
+    return Evaluator(
+        rollout_pool=pools.rollouts,
+        reward_pool=pools.rewards,
+        prompts=held_out,
+        config=config.evaluation,
+        max_tokens=config.rollout.max_completion_tokens,
+        seed=config.run.seed,
+    )
+
+
+def load_tokenizer(config: Config) -> Tokenizer:
+    """The policy's own tokenizer."""
+    from transformers import AutoTokenizer
+
+    model = config.model
+    return AutoTokenizer.from_pretrained(
+        str(model_folder(model.path) or model.path),
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def canary_token_ids(task: Task, *, tokenizer: Tokenizer) -> list[int]:
+    """A held-out prompt whose log-probabilities are compared after every weight sync, cut to 48 tokens."""
+    problem = task.load("validation")[0]
+    text = task.prompt_text(problem, tokenizer=tokenizer) + problem.solution
+    return tokenizer.encode(text, add_special_tokens=False)[:_CANARY_TOKENS]
+
+
+def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: Ledger, seconds: float) -> None:
+    print(write_summary(folder.path, outcome=outcome, ledger=ledger.totals(), seconds=seconds))
+
+
+def _how_to_continue(folder: RunFolder, *, stopped_by: signal.Signals) -> str:
+    if not folder.checkpoints.complete():
+        return f"Stopped by {stopped_by.name} before the first checkpoint; {folder.path} holds what was logged."
+    latest = folder.checkpoints.latest().name
+    return f"Stopped by {stopped_by.name}. Continue from {latest}: credence train --resume {folder.path}"

@@ -1,0 +1,93 @@
+"""Contradictions of algorithms that credit steps: BARL, Progress, Markovian RL. Called by system/config/checks.py."""
+
+from dataclasses import fields
+
+from system.config.resources import reward_weights, uses_beliefs, uses_environment
+from system.config.schema import AlgorithmConfig, Config
+from system.errors import ConfigError
+
+
+def check_belief(config: Config) -> None:
+    """Keys that the algorithm does not read keep their defaults, and it has what it needs."""
+    _refuse_unread(config)
+    if not uses_beliefs(config) and not uses_environment(config):
+        return
+    _check_credit(config)
+    if uses_environment(config):
+        _check_environment(config)
+    elif config.task.name == "code":
+        raise ConfigError(
+            "algorithm.name",
+            given=config.algorithm.name,
+            expected="grpo with task.name=code, as beliefs are over answers that can be compared",
+            fix="algorithm.name=grpo",
+        )
+
+
+def _refuse_unread(config: Config) -> None:
+    of_answers = {
+        "evidence", "max_candidates", "beta", "normalise_weights", "reference_weight", "answer_reduction",
+        "subtract_group_mean",
+    }  # fmt: skip
+    of_environment = {"evidence", "hypotheses", "beta", "discount", "subtract_group_mean"}
+    read_by: dict[str, set[str]] = {
+        "barl": of_environment if config.belief.evidence == "environment" else of_answers,
+        "progress": {"answer_reduction", "subtract_group_mean"},
+        "markovian": {"discount", "subtract_group_mean"},
+        "grpo": set(),
+    }
+    for field in fields(config.belief):
+        value = getattr(config.belief, field.name)
+        if field.name not in read_by[config.algorithm.name] and value != field.default:
+            algorithm = f"algorithm.name={config.algorithm.name}"
+            if config.algorithm.name == "barl":
+                algorithm += f" with belief.evidence={config.belief.evidence}"
+            raise ConfigError(
+                f"belief.{field.name}",
+                given=value,
+                expected=f"the default {field.default!r}, as {algorithm} does not read it",
+                fix="remove it, or choose another algorithm.name or belief.evidence",
+            )
+
+
+def _check_credit(config: Config) -> None:
+    """Steps are credited by the verifier's verdict alone, and not as GRPO credits completions."""
+    name = config.algorithm.name
+    for field in fields(AlgorithmConfig):
+        value = getattr(config.algorithm, field.name)
+        if field.name in ("baseline", "normalise_std") and value != field.default:
+            raise ConfigError(
+                f"algorithm.{field.name}",
+                given=value,
+                expected=f"the default {field.default!r}, as algorithm.name={name} does not read it",
+                fix="remove it; belief.subtract_group_mean is what it has instead",
+            )
+    weights = {scorer: weight for scorer, weight in reward_weights(config.reward).items() if scorer != "verifier"}
+    if config.reward.verifier_weight <= 0 or any(weights.values()):
+        raise ConfigError(
+            "reward.verifier_weight",
+            given=config.reward.verifier_weight,
+            expected=f"above 0 and no other weight with algorithm.name={name}, whose reward is the verifier's verdict; "
+            "weight 0 monitors the others",
+            fix="reward.verifier_weight=1.0",
+        )
+
+
+def _check_environment(config: Config) -> None:
+    if config.task.name != "triplets":
+        raise ConfigError(
+            "task.name",
+            given=config.task.name,
+            expected="triplets, the task that says at which step a hypothesis pays",
+            fix="task.name=triplets, or another algorithm.name",
+        )
+    hypotheses = config.belief.hypotheses
+    if config.algorithm.name == "barl" and (not hypotheses or "" in hypotheses.split(",")):
+        raise ConfigError(
+            "belief.hypotheses",
+            given=hypotheses,
+            expected="hypotheses separated by commas with belief.evidence=environment",
+            fix="e.g. belief.hypotheses='000,111,222'",
+        )
+    if config.belief.discount == 0:
+        raise ConfigError("belief.discount", given=0.0, expected="above 0 and at most 1", fix="e.g. 0.98")

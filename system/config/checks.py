@@ -1,0 +1,323 @@
+"""Contradictions: what a typed configuration may still get wrong. The ranges of numbers are in config_ranges.py.
+
+Called by system/config/load.py once all keys have a value of their type. One function for each section; each raises
+ConfigError for the first mistake that it finds.
+"""
+
+import math
+import re
+from dataclasses import fields
+
+from system.config.belief import check_belief
+from system.config.machine import check_environment
+from system.config.ranges import check_ranges
+from system.config.reference import config_keys
+from system.config.resources import reward_weights, uses_scoring_replicas
+from system.config.schema import (
+    EMBEDDED_TASKS,
+    AlgorithmConfig,
+    ClusterConfig,
+    Config,
+    EvaluationConfig,
+    LearnerConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    ScorerConfig,
+    TaskConfig,
+)
+from system.errors import ConfigError
+
+# bfloat16 keeps 8 bits: a log-probability of a few nats is known to about this much at best.
+_SMALLEST_BFLOAT16_TOLERANCE = 0.01
+
+
+def check_config(config: Config, *, check_devices: bool) -> None:
+    """Raises ConfigError for the first range, contradiction or (with `check_devices`) missing device."""
+    check_ranges(config)
+    check_run(config.run)
+    check_task(config.task, evaluation=config.evaluation)
+    check_batch(config)
+    check_rollout(config.rollout)
+    check_reward(config.reward)
+    if config.task.name == "code":
+        check_programs(config.reward, completions_per_prompt=config.batch.completions_per_prompt)
+    check_scorer(config)
+    check_algorithm(config.algorithm)
+    check_belief(config)
+    check_learner(config.learner)
+    check_weight_sync(config)
+    check_cluster(config.cluster)
+    if check_devices:
+        check_environment(config)
+
+
+def check_run(run: RunConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run.name):
+        raise ConfigError(
+            "run.name",
+            given=run.name,
+            expected="1 to 100 letters, digits, dots, dashes or underscores, as it names a folder",
+            fix="e.g. run.name=chains-grpo-1",
+        )
+    if not run.directory:
+        raise ConfigError("run.directory", given="", expected="a folder", fix="e.g. run.directory=runs")
+
+
+def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
+    sources = {"task.train_path": task.train_path, "task.test_path": task.test_path, "task.dataset": task.dataset}
+    if task.name in EMBEDDED_TASKS:
+        for key, value in sources.items():
+            if value is not None:
+                raise ConfigError(
+                    key, given=value, expected=f"null, as {task.name} is embedded", fix="remove it, or task.name=gsm8k"
+                )
+    if task.name != "gsm8k_chains" and task.max_train_steps is not None:
+        raise ConfigError(
+            "task.max_train_steps",
+            given=task.max_train_steps,
+            expected=f"null, as the number of steps of a {task.name} problem is not known",
+            fix="remove it",
+        )
+    if task.dataset is not None and (task.train_path is not None or task.test_path is not None):
+        raise ConfigError(
+            "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"
+        )
+    if task.dataset is None and task.name not in EMBEDDED_TASKS:
+        for key in ("task.train_path", "task.test_path"):
+            if sources[key] is None:
+                raise ConfigError(
+                    key,
+                    given=None,
+                    expected=f"a file with rows of {task.name}, or task.dataset",
+                    fix=f"{key}=FILE.jsonl",
+                )
+    if evaluation.split == "validation" and task.name != "triplets":
+        largest = max(evaluation.num_problems, evaluation.num_problems_final)
+        if largest > task.validation_size:
+            raise ConfigError(
+                "evaluation.num_problems, evaluation.num_problems_final",
+                given=largest,
+                expected=f"at most task.validation_size={task.validation_size} problems of the validation split",
+                fix="lower them, or raise task.validation_size",
+            )
+
+
+def check_batch(config: Config) -> None:
+    batch, ranks = config.batch, config.learner.num_ranks
+    samples = batch.prompts_per_step * batch.completions_per_prompt
+    if batch.completions_per_prompt < 2:
+        raise ConfigError(
+            "batch.completions_per_prompt",
+            given=batch.completions_per_prompt,
+            expected="at least 2, because grpo compares the completions of a group",
+            fix="e.g. batch.completions_per_prompt=8",
+        )
+    if samples % ranks:
+        nearest = _next_divisible(batch.prompts_per_step, batch.completions_per_prompt, ranks)
+        raise ConfigError(
+            "batch.prompts_per_step * batch.completions_per_prompt",
+            given=f"{batch.prompts_per_step} * {batch.completions_per_prompt} = {samples}",
+            expected=f"a multiple of learner.num_ranks={ranks}, so that every rank has the same work",
+            fix=f"e.g. batch.prompts_per_step={nearest}",
+        )
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+    if batch.tokens_per_microbatch < longest:
+        raise ConfigError(
+            "batch.tokens_per_microbatch",
+            given=batch.tokens_per_microbatch,
+            expected=f"at least {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens, one sequence",
+            fix=f"batch.tokens_per_microbatch={longest}, or shorter completions",
+        )
+
+
+def _next_divisible(prompts: int, completions: int, ranks: int) -> int:
+    while prompts * completions % ranks:
+        prompts += 1
+    return prompts
+
+
+def check_rollout(rollout: RolloutConfig) -> None:
+    reason = "in training, or the log-probabilities of the samples would be biased"
+    if rollout.top_p < 1:
+        raise ConfigError("rollout.top_p", given=rollout.top_p, expected=f"1.0 {reason}", fix="rollout.top_p=1.0")
+    if rollout.top_k > 0:
+        raise ConfigError("rollout.top_k", given=rollout.top_k, expected=f"0 {reason}", fix="rollout.top_k=0")
+    other = {"cpu": "gpu_memory_utilization", "cuda": "kv_cache_gib"}[rollout.device]
+    value, default = getattr(rollout, other), config_keys()[f"rollout.{other}"].default
+    if value != default:
+        raise ConfigError(
+            f"rollout.{other}",
+            given=value,
+            expected=f"the default {default}, as engines with rollout.device={rollout.device} do not read it",
+            fix="remove it",
+        )
+
+
+def check_reward(reward: RewardConfig) -> None:
+    weights = reward_weights(reward)
+    if not any(weights.values()):
+        raise ConfigError(
+            ", ".join(f"reward.{scorer}_weight" for scorer in weights),
+            given=", ".join(f"{weight:g}" for weight in weights.values()),
+            expected="at least one weight other than 0, or nothing is rewarded",
+            fix="reward.verifier_weight=1.0, or reward.self_certainty_weight=1.0",
+        )
+    if reward.timeout_seconds >= reward.group_timeout_seconds:
+        raise ConfigError(
+            "reward.timeout_seconds",
+            given=reward.timeout_seconds,
+            expected=f"less than reward.group_timeout_seconds={reward.group_timeout_seconds:g}",
+            fix="lower it, or raise reward.group_timeout_seconds",
+        )
+
+
+def check_programs(reward: RewardConfig, *, completions_per_prompt: int) -> None:
+    """What a task whose answers are programs cannot do."""
+    if reward.plurality_weight is not None:
+        raise ConfigError(
+            "reward.plurality_weight",
+            given=reward.plurality_weight,
+            expected="null with task.name=code, as programs cannot be compared with each other",
+            fix="reward.plurality_weight=null",
+        )
+    rounds = math.ceil(completions_per_prompt / reward.processes_per_worker)
+    if rounds * reward.timeout_seconds >= reward.group_timeout_seconds:
+        raise ConfigError(
+            "reward.group_timeout_seconds",
+            given=reward.group_timeout_seconds,
+            expected=f"more than {rounds} * reward.timeout_seconds = {rounds * reward.timeout_seconds:g}, what a group "
+            "of programs that never end takes with task.name=code",
+            fix="raise it, or reward.processes_per_worker",
+        )
+
+
+def check_scorer(config: Config) -> None:
+    scorer = config.scorer
+    if not uses_scoring_replicas(config):
+        _refuse_unused(scorer)
+        return
+    if (scorer.mode == "lagged") != (scorer.lag_versions > 0):
+        raise ConfigError(
+            "scorer.lag_versions",
+            given=scorer.lag_versions,
+            expected="at least 1 with scorer.mode=lagged, and 0 in every other mode",
+            fix="e.g. scorer.mode=lagged scorer.lag_versions=4",
+        )
+    if scorer.max_lag_versions is not None and scorer.mode == "offline":
+        raise ConfigError(
+            "scorer.max_lag_versions",
+            given=scorer.max_lag_versions,
+            expected="null with scorer.mode=offline, whose weights are never updated",
+            fix="scorer.max_lag_versions=null",
+        )
+    if scorer.max_lag_versions is not None and scorer.max_lag_versions < scorer.lag_versions:
+        raise ConfigError(
+            "scorer.max_lag_versions",
+            given=scorer.max_lag_versions,
+            expected=f"at least scorer.lag_versions={scorer.lag_versions}",
+            fix="raise it, or null",
+        )
+    longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
+    if scorer.tokens_per_pass < longest:
+        raise ConfigError(
+            "scorer.tokens_per_pass",
+            given=scorer.tokens_per_pass,
+            expected=f"at least {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens, one sequence",
+            fix=f"scorer.tokens_per_pass={longest}",
+        )
+
+
+def _refuse_unused(scorer: ScorerConfig) -> None:
+    for field in fields(scorer):
+        value = getattr(scorer, field.name)
+        if value != field.default:
+            raise ConfigError(
+                f"scorer.{field.name}",
+                given=value,
+                expected=f"the default {field.default!r}, as neither reward nor algorithm uses scoring replicas",
+                fix=f"reward.self_certainty_weight=0 monitors it; or remove scorer.{field.name}",
+            )
+
+
+def check_algorithm(algorithm: AlgorithmConfig) -> None:
+    if algorithm.clip_low == 1:
+        raise ConfigError(
+            "algorithm.clip_low", given=1.0, expected="less than 1: ratios are never negative", fix="e.g. 0.2"
+        )
+    for key in ("kl_coefficient", "entropy_coefficient"):
+        if algorithm.skip_zero_advantages and getattr(algorithm, key) > 0:
+            raise ConfigError(
+                "algorithm.skip_zero_advantages",
+                given=True,
+                expected=f"false with algorithm.{key}={getattr(algorithm, key):g}, whose gradient every completion has",
+                fix=f"algorithm.skip_zero_advantages=false, or algorithm.{key}=0",
+            )
+
+
+def check_learner(learner: LearnerConfig) -> None:
+    backend = "nccl" if learner.device == "cuda" else "gloo"
+    if learner.backend != backend:
+        raise ConfigError(
+            "learner.backend",
+            given=learner.backend,
+            expected=f"{backend} with learner.device={learner.device}",
+            fix=f"learner.backend={backend}",
+        )
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        raise ConfigError(
+            "learner.offload_optimizer",
+            given=True,
+            expected="learner.zero_stage 1, 2 or 3, as stage 0 cannot offload",
+            fix="learner.zero_stage=2, or learner.offload_optimizer=false",
+        )
+    if learner.offload_optimizer and learner.device == "cpu":
+        raise ConfigError(
+            "learner.offload_optimizer",
+            given=True,
+            expected="false with learner.device=cpu, where the state is in host memory already",
+            fix="learner.offload_optimizer=false",
+        )
+    if not all(0 <= beta < 1 for beta in learner.adam_betas):
+        raise ConfigError(
+            "learner.adam_betas",
+            given=list(learner.adam_betas),
+            expected="two numbers from 0 to below 1",
+            fix="e.g. learner.adam_betas=[0.9,0.95]",
+        )
+
+
+def check_weight_sync(config: Config) -> None:
+    weight_sync = config.weight_sync
+    ends: dict[str, LearnerConfig | RolloutConfig | ScorerConfig] = {"rollout": config.rollout}
+    if uses_scoring_replicas(config):
+        ends["scorer"] = config.scorer
+    ends["learner"] = config.learner
+    if weight_sync.backend == "nccl" and any(end.device != "cuda" for end in ends.values()):
+        devices = " and ".join(f"{section}.device={end.device}" for section, end in ends.items())
+        raise ConfigError(
+            "weight_sync.backend",
+            given="nccl",
+            expected=f"gloo, as {devices} are not all cuda",
+            fix="weight_sync.backend=gloo",
+        )
+    is_coarse = any(end.dtype == "bfloat16" for end in ends.values())
+    if is_coarse and weight_sync.canary_tolerance_nats < _SMALLEST_BFLOAT16_TOLERANCE:
+        raise ConfigError(
+            "weight_sync.canary_tolerance_nats",
+            given=weight_sync.canary_tolerance_nats,
+            expected=f"at least {_SMALLEST_BFLOAT16_TOLERANCE} when any of "
+            + ", ".join(f"{section}.dtype" for section in ends)
+            + " is bfloat16",
+            fix="e.g. weight_sync.canary_tolerance_nats=0.25",
+        )
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    if not re.fullmatch(r"local|auto|(ray://)?[\w.-]+:\d+", cluster.address):
+        raise ConfigError(
+            "cluster.address",
+            given=cluster.address,
+            expected="local, auto, HOST:PORT or ray://HOST:PORT",
+            fix="cluster.address=local on one machine, auto inside a Ray job",
+        )

@@ -1,0 +1,218 @@
+"""Whether this machine has what a configuration names: processors, GPUs, model folders, data files, W&B keys.
+
+Called by system/config/checks.py. Finds out without torch, Ray or a driver library, so that it costs nothing.
+"""
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from system.config.resources import actor_needs
+from system.config.schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
+from system.errors import ConfigError
+
+POLICIES_DIR = Path(__file__).parents[1] / "data" / "policies"
+_BUILTIN = "builtin:"
+_MAX_HEADER_BYTES = 100 * 2**20  # the limit of the format
+
+
+def builtin_policies() -> list[str]:
+    """Names of the policies that are shipped in system/data/policies."""
+    return sorted(path.parent.name for path in POLICIES_DIR.glob("*/config.json"))
+
+
+def model_folder(path: str) -> Path | None:
+    """The local folder that model.path names, or None for a hub id. Does not check that it exists."""
+    if path.startswith(_BUILTIN):
+        return POLICIES_DIR / path.removeprefix(_BUILTIN)
+    if path.startswith((".", "/", "~")) or Path(path).is_dir():
+        return Path(path).expanduser()
+    return None
+
+
+def check_environment(config: Config) -> None:
+    """Raises ConfigError for the first thing that this machine lacks."""
+    check_model(config.model, rollout=config.rollout)
+    check_data_files(config.task)
+    check_wandb_key(config.tracker)
+    # A cluster that is joined is asked for its resources once Ray runs.
+    if not joins_cluster(config.cluster):
+        check_processors(config)
+        check_gpus(config)
+
+
+def joins_cluster(cluster: ClusterConfig) -> bool:
+    """Whether the run joins a Ray cluster that is there already; otherwise it starts Ray on this machine."""
+    return cluster.address != "local" and (cluster.address != "auto" or bool(os.environ.get("RAY_ADDRESS")))
+
+
+def check_processors(config: Config) -> None:
+    needs = actor_needs(config).values()
+    wanted = sum(need.count * need.cpus for need in needs)
+    available = os.cpu_count() or 1
+    if wanted > available:
+        raise ConfigError(
+            ", ".join(need.count_key for need in needs),
+            given=f"actors that reserve {wanted:g} CPUs",
+            expected=f"at most the {available} CPUs of this machine",
+            fix="fewer workers or ranks, or smaller cpus_per_worker and learner.cpus_per_rank",
+        )
+
+
+def check_gpus(config: Config) -> None:
+    needs = [need for need in actor_needs(config).values() if need.gpus > 0]
+    wanted = sum(need.count * need.gpus for need in needs)
+    available = num_visible_gpus()
+    if wanted > available:
+        by_kind = " and ".join(f"{need.count * need.gpus:g} for {need.kind}s" for need in needs)
+        raise ConfigError(
+            ", ".join(need.count_key for need in needs),
+            given=f"{wanted:g} GPUs ({by_kind})",
+            expected=f"at most the {available} GPUs of this machine",
+            fix="fewer workers or ranks, cluster.address=HOST:PORT of a cluster, or device cpu with smaller settings",
+        )
+
+
+def num_visible_gpus() -> int:
+    """GPUs that a process started here can use: CUDA_VISIBLE_DEVICES, else the driver's device files."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1", "NoDevFiles")])
+    return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+
+
+def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
+    """A local model must be complete enough to load and have room for prompt and completion."""
+    folder = model_folder(model.path)
+    if folder is None:
+        _check_hub_id(model)
+        return
+    if model.revision is not None:
+        raise ConfigError(
+            "model.revision",
+            given=model.revision,
+            expected="null for a model that is not from the hub",
+            fix="remove it, or give model.path as a hub id",
+        )
+    description = _read_model_config(model.path, folder=folder)
+    _check_weights(model.path, folder=folder)
+    positions = description.get("max_position_embeddings")
+    needed = rollout.max_prompt_tokens + rollout.max_completion_tokens
+    if isinstance(positions, int) and needed > positions:
+        raise ConfigError(
+            "rollout.max_prompt_tokens + rollout.max_completion_tokens",
+            given=needed,
+            expected=f"at most the {positions} positions of {model.path}",
+            fix="lower rollout.max_completion_tokens, or take a model with more positions",
+        )
+
+
+def _check_weights(path: str, *, folder: Path) -> None:
+    """The weights must be there and whole: an interrupted download or an LFS pointer is noticed here."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not list(folder.glob("pytorch_model*.bin")):
+        raise ConfigError(
+            "model.path", given=path, expected=f"weights (*.safetensors) in {folder}", fix="export or download it again"
+        )
+    for file in files:
+        try:
+            header = read_safetensors_header(file)
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, struct.error) as error:
+            raise ConfigError(
+                "model.path", given=path, expected=f"readable weights in {file} ({error})", fix="download it again"
+            ) from error
+        with file.open("rb") as stream:
+            (header_bytes,) = struct.unpack("<Q", stream.read(8))
+        if file.stat().st_size < 8 + header_bytes + max(ends, default=0):
+            raise ConfigError(
+                "model.path", given=path, expected=f"whole weights, but {file} is cut off", fix="download it again"
+            )
+
+
+def read_safetensors_header(file: Path) -> dict[str, Any]:
+    """Tensor name -> dtype, shape and data offsets. Raises ValueError or struct.error for what is no such file."""
+    with file.open("rb") as stream:
+        (header_bytes,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(min(header_bytes, _MAX_HEADER_BYTES)))
+    if not isinstance(header, dict):
+        raise ValueError(f"the header is a {type(header).__name__}")
+    return header
+
+
+def _check_hub_id(model: ModelConfig) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", model.path):
+        raise ConfigError(
+            "model.path",
+            given=model.path,
+            expected="an existing folder, a hub id like 'Qwen/Qwen2.5-1.5B', or 'builtin:NAME'",
+            fix=f"check the path; shipped policies: {', '.join(builtin_policies()) or 'none'}",
+        )
+
+
+def _read_model_config(path: str, *, folder: Path) -> dict[str, object]:
+    file = folder / "config.json"
+    if not file.is_file():
+        is_builtin = path.startswith(_BUILTIN)
+        raise ConfigError(
+            "model.path",
+            given=path,
+            expected="the name of a shipped policy" if is_builtin else "a model folder that holds config.json",
+            fix=f"shipped policies: {', '.join('builtin:' + name for name in builtin_policies()) or 'none'}"
+            if is_builtin
+            else "check the path, or give a hub id like 'Qwen/Qwen2.5-1.5B'",
+        )
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            "model.path", given=path, expected=f"readable JSON in {file} ({error})", fix="export the model again"
+        ) from error
+    architectures = description.get("architectures", []) if isinstance(description, dict) else None
+    if not architectures or not all(str(name).endswith("ForCausalLM") for name in architectures):
+        raise ConfigError(
+            "model.path",
+            given=path,
+            expected=f"a causal language model in {file}, found architectures {architectures}",
+            fix="take a model whose architecture ends in ForCausalLM",
+        )
+    return description
+
+
+def check_data_files(task: TaskConfig) -> None:
+    for key, path in (("task.train_path", task.train_path), ("task.test_path", task.test_path)):
+        if path is None:
+            continue
+        if not path.endswith((".jsonl", ".parquet")):
+            raise ConfigError(
+                key, given=path, expected="a .jsonl or .parquet file", fix="convert it, or use task.dataset"
+            )
+        if not Path(path).expanduser().is_file():
+            raise ConfigError(
+                key, given=path, expected="an existing file", fix="check the path (relative to where you run)"
+            )
+
+
+def check_wandb_key(tracker: TrackerConfig) -> None:
+    if tracker.wandb_mode == "online" and not has_wandb_key():
+        raise ConfigError(
+            "tracker.wandb_mode",
+            given="online",
+            expected="an API key in WANDB_API_KEY or ~/.netrc",
+            fix="run 'wandb login', set WANDB_API_KEY, or use tracker.wandb_mode=auto",
+        )
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B would find an API key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].rstrip("/")
+    try:
+        return host in netrc.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -1,0 +1,205 @@
+"""The metrics that the driver process makes; the learner and the guards declare theirs beside the code."""
+
+from collections.abc import Mapping
+
+from system.metrics import MetricDefinition, Reduction
+
+PHASES = ("rollout", "score", "batch", "train", "weight_sync", "evaluate", "checkpoint")
+
+
+def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[MetricDefinition, ...]:
+    return tuple(
+        MetricDefinition(name=name, description=description, reduction=reduction)
+        for name, description in descriptions.items()
+    )
+
+
+BELIEF_PHASES = ("hypotheses", "trees", "forward", "credit")
+BELIEF_VALUE_STEPS = 8  # belief/value_at_step_<t> for t below
+
+
+PROGRESS_METRICS = (
+    MetricDefinition(name="progress/policy_version", description="Optimizer steps done.", reduction="last"),
+    MetricDefinition(
+        name="progress/tokens", description="Completion tokens trained on since the start.", reduction="last"
+    ),
+    MetricDefinition(
+        name="progress/seconds", description="Running time over all sessions of the run.", reduction="last"
+    ),
+)
+
+REWARD_METRICS = (
+    *_defined(
+        "mean",
+        {
+            "reward/mean": "Weighted reward over valid completions.",
+            "reward/std": "Mean over groups of the standard deviation within the group.",
+            "reward/zero_spread_fraction": "Groups whose members all have the same reward (no advantage).",
+            "train/accuracy": "Verifier's verdict over valid training completions, 0-1.",
+            "advantage/mean_abs": "Mean absolute advantage over loss tokens.",
+            "advantage/right_mean": "Mean advantage of a completion that the verifier finds right.",
+            "advantage/wrong_mean": "The same of wrong ones: a reward that agrees with the verifier has it lower.",
+            "belief/step_value_mean": "Value of a step under the belief before it, mean over steps.",
+            "belief/num_steps_mean": "Steps per completion.",
+            "belief/num_hypotheses_mean": "Hypotheses per group, the reference answer included.",
+            "belief/reference_weight_mean": "Weight of the reference answer after the last step.",
+            "belief/reference_probability_mean": "Probability of the reference answer after the last step.",
+            "belief/value_at_step_<t>": "Value of step t (from 0), over the completions that have so many.",
+            "completion/length_mean_tokens": "Tokens per completion.",
+            "completion/truncated_fraction": "Completions cut at max_completion_tokens.",
+            "completion/distinct_2": "Distinct 2-grams over all 2-grams of the update's completions.",
+            "completion/repetition_4": "4-grams of a completion that occurred earlier in it, mean over completions.",
+            "completion/reflection_words_mean": "Words that announce a second thought, per completion.",
+        },
+    ),
+    MetricDefinition(
+        name="belief/<phase>_seconds",
+        description="Busy time: hypotheses (reward workers), trees and forward (replicas), credit (driver).",
+        reduction="sum",
+    ),
+    MetricDefinition(
+        name="belief/<phase>_share",
+        description="That time over the wall time of the update; most of it overlaps with generation.",
+        depends_on_timing=True,
+    ),
+    MetricDefinition(name="completion/length_max_tokens", description="Longest completion.", reduction="max"),
+    *_defined(
+        "sum",
+        {
+            "reward/num_invalid": "Completions without a valid reward, left out of the statistics.",
+            "reward/invalid_<reason>": "Invalid rewards by reason.",
+        },
+    ),
+    MetricDefinition(name="reward/<scorer>_mean", description="Mean valid value of one scorer."),
+    MetricDefinition(name="reward/<scorer>_seconds", description="Scoring time of one completion by one scorer."),
+)
+
+BATCH_METRICS = (
+    *_defined(
+        "sum",
+        {
+            "batch/num_groups": "Groups of the update.",
+            "batch/num_sequences": "Sequences of the update.",
+            "batch/num_loss_tokens": "Completion tokens of the update, the loss denominator under token_mean.",
+            "batch/num_micro_batches": "Packed micro-batches of one rank.",
+        },
+    ),
+    MetricDefinition(
+        name="batch/num_skipped_prompts", description="Prompts longer than max_prompt_tokens so far.", reduction="last"
+    ),
+)
+
+WEIGHT_SYNC_METRICS = (
+    MetricDefinition(name="weight_sync/seconds", description="Gather, broadcast, digest and canary.", reduction="sum"),
+    MetricDefinition(name="weight_sync/gather_seconds", description="Gathering shards on all ranks.", reduction="sum"),
+    MetricDefinition(name="weight_sync/broadcast_seconds", description="Sending to all receivers.", reduction="sum"),
+    MetricDefinition(
+        name="weight_sync/pause_seconds", description="Longest pause of a rollout engine.", reduction="max"
+    ),
+    MetricDefinition(name="weight_sync/canary_seconds", description="Comparing log-probabilities.", reduction="sum"),
+    MetricDefinition(name="weight_sync/bytes", description="Bytes of one copy of the weights.", reduction="last"),
+    MetricDefinition(name="weight_sync/num_receivers", description="Receivers that were synced.", reduction="last"),
+    MetricDefinition(
+        name="weight_sync/canary_max_abs_diff_nats",
+        description="Largest log-probability difference between learner and any receiver.",
+        reduction="max",
+    ),
+)
+
+SCORER_METRICS = (
+    MetricDefinition(
+        name="scorer/lag_mean_versions", description="Versions between the scorers' weights and the trained policy."
+    ),
+    MetricDefinition(
+        name="scorer/lag_max_versions", description="Largest lag of a score of the update.", reduction="max"
+    ),
+    MetricDefinition(
+        name="scorer/logprob_max_abs_diff_nats",
+        description="Largest difference between the scorers' and the engines' log-probabilities of the same tokens.",
+        reduction="max",
+    ),
+    *_defined(
+        "last",
+        {
+            "scorer/num_workers": "Scoring replicas that serve.",
+            "scorer/num_restarts": "Scoring replicas replaced so far.",
+            "scorer/num_scored_again": "Groups scored again because their scores were too old, so far.",
+        },
+    ),
+)
+
+RUNTIME_METRICS = (
+    MetricDefinition(name="staleness/mean_versions", description="Versions between sampling and training, per group."),
+    MetricDefinition(name="staleness/max_versions", description="Largest staleness of the update.", reduction="max"),
+    MetricDefinition(
+        name="rollout/tokens_per_second",
+        description="Completion tokens of the batch over the time since the last weights were published.",
+    ),
+    MetricDefinition(name="rollout/num_workers", description="Rollout workers that serve.", reduction="last"),
+    MetricDefinition(name="rollout/num_restarts", description="Rollout workers replaced so far.", reduction="last"),
+    *(
+        MetricDefinition(
+            name=f"queue/{state}_groups",
+            description=f"Groups that are {state}.",
+            reduction="last",
+            depends_on_timing=True,
+        )
+        for state in ("leased", "generated", "ready", "outstanding")
+    ),
+    *(
+        MetricDefinition(name=f"time/{phase}_seconds", description=f"Time in phase {phase}.", reduction="sum")
+        for phase in PHASES
+    ),
+    MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
+    *_defined(
+        "last",
+        {
+            "ledger/leased": "Groups handed out since the start.",
+            "ledger/generated": "Groups generated since the start, regenerated ones each time.",
+            "ledger/scored": "Groups scored since the start.",
+            "ledger/trained": "Groups trained on since the start.",
+            "ledger/regenerated": "Groups generated again after a worker's death.",
+            "ledger/dropped": "Groups dropped since the start.",
+            "ledger/in_flight": "Groups on their way.",
+            "ledger/dropped_<reason>": "Dropped groups by reason.",
+        },
+    ),
+)
+
+TRACKER_METRICS = (
+    MetricDefinition(
+        name="tracker/num_failures", description="W&B calls that failed.", reduction="last", depends_on_timing=True
+    ),
+)
+
+EVALUATION_METRICS = _defined(
+    "last",
+    {
+        "eval/accuracy_sampled": "Held-out accuracy of sampled completions (pass@1), 0-1.",
+        "eval/accuracy_sampled_low": "Lower end of its 95 % interval over problems.",
+        "eval/accuracy_sampled_high": "Upper end of its 95 % interval over problems.",
+        "eval/accuracy_greedy": "Held-out accuracy of greedy completions, 0-1.",
+        "eval/accuracy_greedy_low": "Lower end of its 95 % interval over problems.",
+        "eval/accuracy_greedy_high": "Upper end of its 95 % interval over problems.",
+        "eval/pass_at_<k>": "Unbiased estimate that one of k samples is right, 0-1.",
+        "eval/num_problems": "Held-out problems asked.",
+        "eval/num_completions": "Sampled completions for each problem.",
+        "eval/length_mean_tokens": "Tokens per sampled completion.",
+        "eval/tokens_per_solved": "Tokens of all sampled completions over the number of right ones.",
+        "eval/reflection_words_mean": "Words that announce a second thought, per sampled completion.",
+        "eval/truncated_fraction": "Sampled completions cut at max_completion_tokens.",
+        "eval/num_invalid": "Sampled completions without a valid verdict, counted as wrong.",
+        "eval/policy_version": "Policy version that wrote the completions.",
+    },
+)
+
+SYSTEM_METRICS = (
+    *PROGRESS_METRICS,
+    *REWARD_METRICS,
+    *BATCH_METRICS,
+    *WEIGHT_SYNC_METRICS,
+    *SCORER_METRICS,
+    *RUNTIME_METRICS,
+    *TRACKER_METRICS,
+    *EVALUATION_METRICS,
+)

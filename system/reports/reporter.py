@@ -1,0 +1,92 @@
+"""All that a run tells about itself, in one place: terminal, metrics, sampled completions, recorded groups.
+
+The controller calls it; nothing here decides anything. RUN_DIR/status.json says at any moment what the run is doing.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from system.data.samples import ScoredSamples
+from system.metrics import MetricSet, MetricTable
+from system.records import ScoredGroup
+from system.reports.belief_figures import draw_posteriors, posterior_panels
+from system.reports.display import Display
+from system.reports.metric_history import read_history
+from system.reports.pass_at_k_figure import draw_pass_at_k
+from system.reports.recorder import Recorder
+from system.reports.tracker import Tracker, sample_completions
+from system.runtime.evaluator import EvaluationResult
+
+
+class Reporter:
+    """Fans each event out to the progress display, the tracker and the recorder."""
+
+    def __init__(
+        self,
+        *,
+        run_folder: Path,
+        table: MetricTable,
+        tracker: Tracker,
+        recorder: Recorder,
+        display: Display,
+        completions_per_table: int,
+    ) -> None:
+        self._run_folder = run_folder
+        self._status_path = run_folder / "status.json"
+        self._policy_version = 0
+        self._table = table
+        self._tracker = tracker
+        self._recorder = recorder
+        self._display = display
+        self._completions_per_table = completions_per_table
+
+    def new_metrics(self) -> MetricSet:
+        return MetricSet(self._table)
+
+    def enter_phase(self, name: str) -> None:
+        """The run does something else from now on."""
+        self._display.enter_phase(name)
+        status = {"phase": name, "policy_version": self._policy_version, "since": time.time()}
+        # renamed, so that a reader never sees half of it; not synced to disk, because it is worthless after a crash
+        temporary = self._status_path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(status))
+        temporary.replace(self._status_path)
+
+    def log_update(self, policy_version: int, *, metrics: MetricSet, groups: Sequence[ScoredGroup]) -> None:
+        """One line of metrics.jsonl and one W&B call."""
+        values = metrics.reduce()
+        self._policy_version = policy_version
+        self._tracker.log(values, policy_version=policy_version)
+        if any(name.startswith("eval/pass_at_") for name in values):
+            self._show_pass_at_k(policy_version)
+        self._recorder.record_groups(groups, policy_version=policy_version)
+        self._display.update(policy_version, metrics=values)
+
+    def show_beliefs(self, scored: Sequence[ScoredSamples], *, policy_version: int) -> None:
+        """Heat maps of the posterior of a few completions, as beliefs/VERSION.png and in W&B."""
+        panels = posterior_panels(scored, count=self._completions_per_table)
+        if not panels:
+            return
+        folder = self._run_folder / "beliefs"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{policy_version:08d}.png"
+        draw_posteriors(panels, path=path, title=f"Beliefs of policy version {policy_version}")
+        self._tracker.log_image("belief/posteriors", path=path, policy_version=policy_version)
+
+    def _show_pass_at_k(self, policy_version: int) -> None:
+        path = self._run_folder / "pass_at_k.png"
+        if draw_pass_at_k(read_history(self._run_folder / "metrics.jsonl"), path=path, title=self._run_folder.name):
+            self._tracker.log_image("eval/pass_at_k", path=path, policy_version=policy_version)
+
+    def alert(self, title: str, *, text: str) -> None:
+        """Somebody should look at the run now: terminal and W&B."""
+        self._display.warn(f"{title}: {text}")
+        self._tracker.alert(title, text=text)
+
+    def record_evaluation(self, result: EvaluationResult) -> None:
+        """The table of sampled completions; the figures are logged with their update."""
+        self._tracker.log_completions(
+            sample_completions(result.groups, count=self._completions_per_table), policy_version=result.policy_version
+        )

@@ -1,0 +1,93 @@
+"""The engine's processes: they do not outlive their owner, and several of them are several receivers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from actors.rollout.worker import RolloutWorker
+from learner.weight_sender import WeightSender
+from system.config.schema import RolloutConfig
+from tests.actors.rollout.test_vllm_rollout import CANARY, PROMPT, SAMPLING, spec_for
+from tests.tiny_policies import changed, make_policy, named_weights, reference_logprobs
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).parents[3]
+OWNER = """
+import asyncio, sys, time
+from actors.rollout.worker import RolloutWorker
+from system.config.schema import RolloutConfig
+if __name__ == "__main__":
+    config = RolloutConfig(max_prompt_tokens=64, max_completion_tokens=64, enforce_eager=True, kv_cache_gib=0.25)
+    worker = RolloutWorker(
+        config=config, model_path=sys.argv[1], revision=None, trust_remote_code=False, run_seed=0
+    )
+    asyncio.run(worker.start())
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_engine_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER, encoding="utf-8")
+    folder = make_policy(tmp_path / "policy", is_tied=True)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    owner = subprocess.Popen(
+        [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert owner.stdout is not None
+    assert any(line.startswith("ready") for line in owner.stdout)
+    processes = psutil.Process(owner.pid).children(recursive=True)
+    assert len(processes) >= 1
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    assert not alive
+
+
+def test_both_processes_of_a_tensor_parallel_engine_receive_the_weights(tmp_path: Path) -> None:
+    from transformers import Qwen2ForCausalLM
+
+    folder = make_policy(tmp_path / "policy", is_tied=True)
+    config = RolloutConfig(
+        max_prompt_tokens=64,
+        max_completion_tokens=448,
+        enforce_eager=True,
+        kv_cache_gib=0.25,
+        tensor_parallel_size=2,
+    )
+    model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    sender = WeightSender(device=torch.device("cpu"))
+
+    async def update_and_draw() -> None:
+        worker = RolloutWorker(
+            config=config, model_path=str(folder), revision=None, trust_remote_code=False, run_seed=0
+        )
+        await worker.start()
+        try:
+            assert worker.num_ranks == 2
+            spec = spec_for(2)
+            await asyncio.gather(asyncio.to_thread(sender.open, spec), worker.join_weight_group(spec, first_rank=1))
+            changed(model, seed=1)
+            manifest = sender.describe(named_weights(model), policy_version=1)
+            sending = asyncio.create_task(asyncio.to_thread(sender.send, named_weights(model), manifest))
+            status = await worker.receive_weights(manifest)
+            await sending
+            assert status.digest == manifest.digest
+            assert np.abs(await worker.canary_logprobs(CANARY) - reference_logprobs(model, CANARY)).max() < 1e-4
+            group = await worker.generate(PROMPT, group_id=0, sampling=SAMPLING)
+            assert len(group.completions) == SAMPLING.num_completions
+        finally:
+            await worker.shutdown()
+            sender.close()
+
+    asyncio.run(update_and_draw())

@@ -1,0 +1,246 @@
+"""The scoring replica: values against plain transformers and float64, weights by a real broadcast."""
+
+import math
+import socket
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from actors.scoring.model import ScoringModel
+from actors.scoring.self_certainty import SelfCertaintyScorer
+from system.config.schema import ScorerConfig
+from system.errors import CheckpointError, NotFiniteError, WeightSyncError
+from system.records import (
+    Completion,
+    CompletionGroup,
+    FloatArray,
+    IntArray,
+    PolicyVersions,
+    Prompt,
+    ReceiverStatus,
+    WeightGroupSpec,
+)
+from system.runtime.weight_sync import refusal
+from system.weights.broadcast import WeightGroup, broadcast_tensors, describe_tensors
+from tests.tiny_policies import NUM_EMBEDDINGS, NUM_TOKENIZER_ENTRIES, changed, make_policy, named_weights
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_policy(tmp_path_factory.mktemp("policy"), is_tied=request.param)
+
+
+def make_model(policy: Path, **changes: object) -> ScoringModel:
+    config = replace(ScorerConfig(), **changes)  # type: ignore[arg-type]
+    return ScoringModel(
+        name="scoring replica 0", config=config, model_path=str(policy), revision=None, trust_remote_code=False
+    )
+
+
+def make_group(lengths: tuple[int, ...] = (5, 9, 1, 14), *, version: int = 0) -> CompletionGroup:
+    rng = np.random.default_rng(0)
+
+    def tokens(length: int) -> IntArray:
+        return rng.integers(3, NUM_TOKENIZER_ENTRIES, length).astype(np.int32)
+
+    prompt = Prompt(prompt_id="p", token_ids=tokens(7), text="", reference_answer="", task="gsm8k_chains")
+    completions = tuple(
+        Completion(
+            index=index,
+            token_ids=tokens(length),
+            text="",
+            rollout_logprobs=np.zeros(length, np.float32),
+            policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([version], np.int32)),
+            finish_reason="stop",
+        )
+        for index, length in enumerate(lengths)
+    )
+    return CompletionGroup(group_id=4, prompt=prompt, completions=completions)
+
+
+def expected(
+    model: Qwen2ForCausalLM, group: CompletionGroup, *, num_columns: int
+) -> list[tuple[FloatArray, FloatArray]]:
+    """(log-probability over all columns, self-certainty over `num_columns`) of each completion, in float64."""
+    answers = []
+    for completion in group.completions:
+        ids = torch.from_numpy(np.concatenate((group.prompt.token_ids, completion.token_ids))).long()
+        with torch.no_grad():
+            logits = model(input_ids=ids[None]).logits[0, len(group.prompt.token_ids) - 1 : -1].double()
+        targets = torch.from_numpy(completion.token_ids).long()
+        logprobs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+        real = logits[:, :num_columns]
+        certainty = real.logsumexp(dim=-1) - real.mean(dim=-1) - math.log(num_columns)
+        answers.append((logprobs.numpy(), certainty.numpy()))
+    return answers
+
+
+def broadcast(sender: Qwen2ForCausalLM, receiver: ScoringModel, *, policy_version: int) -> tuple[ReceiverStatus, str]:
+    """One broadcast over Gloo between two threads: what the receiver reports, and the digest that was sent."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    spec = WeightGroupSpec(
+        group_name="test", host="127.0.0.1", port=port, world_size=2, backend="gloo",
+        timeout_seconds=20.0, bucket_bytes=1 << 16,
+    )  # fmt: skip
+    weights = named_weights(sender)
+    manifest = describe_tensors(weights, policy_version=policy_version)
+
+    def send() -> None:
+        group = WeightGroup(spec, rank=0)
+        broadcast_tensors(group, named_tensors=weights, manifest=manifest, device=CPU)
+        group.close()
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    receiver.join_weight_group(spec, first_rank=1)
+    status = receiver.receive_weights(manifest)
+    thread.join(timeout=20)
+    return status, manifest.digest
+
+
+@pytest.mark.parametrize("tokens_per_pass", [24, 10_000])
+@pytest.mark.parametrize("mask_padded_vocab", [True, False])
+def test_statistics_are_those_of_plain_transformers(
+    policy: Path, tokens_per_pass: int, mask_padded_vocab: bool
+) -> None:
+    model = make_model(policy, tokens_per_pass=tokens_per_pass, mask_padded_vocab=mask_padded_vocab)
+    reference = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    group = make_group()
+    num_columns = NUM_TOKENIZER_ENTRIES if mask_padded_vocab else NUM_EMBEDDINGS
+    statistics = model.completion_statistics(group, temperature=1.0)
+    for each, (logprobs, certainty) in zip(
+        statistics, expected(reference, group, num_columns=num_columns), strict=True
+    ):
+        np.testing.assert_allclose(each.logprobs, logprobs, atol=1e-4)
+        np.testing.assert_allclose(each.self_certainty, certainty, atol=1e-4)
+
+
+def test_temperature_flattens_and_so_lowers_certainty(policy: Path) -> None:
+    model, group = make_model(policy), make_group()
+    sharp = model.completion_statistics(group, temperature=1.0)[1].self_certainty
+    flat = model.completion_statistics(group, temperature=4.0)[1].self_certainty
+    assert (flat < sharp).all()
+
+
+def test_weights_that_arrive_score_and_carry_their_version(policy: Path) -> None:
+    model, group = make_model(policy), make_group(version=3)
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    scorer = SelfCertaintyScorer(model, temperature=1.0, rollout_temperature=1.0)
+    before = scorer.score(group)
+    changed(sender, seed=1)
+    status, digest = broadcast(sender, model, policy_version=3)
+    assert (status.policy_version, status.digest) == (3, digest)
+    after = scorer.score(group)
+    assert {term.policy_version for term in before} == {0}
+    assert {term.policy_version for term in after} == {3}
+    certainties = [certainty.mean() for _, certainty in expected(sender, group, num_columns=NUM_TOKENIZER_ENTRIES)]
+    assert [term.value for term in after] == pytest.approx(certainties, abs=1e-4)
+    assert [term.value for term in before] != pytest.approx(certainties, abs=1e-2)
+    model.close()
+
+
+def test_the_canary_sees_the_weights_that_came_in(policy: Path) -> None:
+    model = make_model(policy, mode="lagged", lag_versions=2)
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    changed(sender, seed=2)
+    broadcast(sender, model, policy_version=1)
+    token_ids = [3, 4, 5, 6, 7]
+    with torch.no_grad():
+        log_p = sender(input_ids=torch.tensor([token_ids])).logits[0, :-1].log_softmax(dim=-1)
+    wanted = log_p.gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(model.canary_logprobs(token_ids), wanted, atol=1e-4)
+    model.close()
+
+
+def test_a_replica_that_missed_an_update_is_refused(policy: Path) -> None:
+    model = make_model(policy)
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    status, _ = broadcast(sender, model, policy_version=1)
+    changed(sender, seed=1)
+    missed = describe_tensors(named_weights(sender), policy_version=2)
+    assert refusal(status, missed) == "scoring replica 0 holds policy version 1, not 2"
+    pretends = replace(status, policy_version=2)
+    assert "digest" in str(refusal(pretends, missed))
+    model.close()
+
+
+def test_a_broadcast_that_broke_off_forbids_scoring(policy: Path) -> None:
+    model, group = make_model(policy), make_group()
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    broadcast(sender, model, policy_version=1)
+    manifest = describe_tensors(named_weights(sender), policy_version=2)
+    with pytest.raises(WeightSyncError):
+        model.receive_weights(manifest)  # nobody sends any more
+    with pytest.raises(WeightSyncError, match="broke off; it may not score"):
+        model.completion_statistics(group, temperature=1.0)
+    model.close()
+
+
+def test_weights_of_another_model_are_refused(policy: Path) -> None:
+    model = make_model(policy)
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    broadcast(sender, model, policy_version=1)
+    other = describe_tensors({"model.other": torch.zeros(2)}, policy_version=2)
+    with pytest.raises(WeightSyncError, match="another model"):
+        model.receive_weights(other)
+    model.close()
+
+
+def test_a_lagged_replica_hands_its_past_to_a_new_one_and_to_a_checkpoint(policy: Path, tmp_path: Path) -> None:
+    group = make_group()
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    first, second, third = (make_model(policy, mode="lagged", lag_versions=1) for _ in range(3))
+    for version in (1, 2):
+        changed(sender, seed=version)
+        broadcast(sender, first, policy_version=version)
+        values = first.completion_statistics(group, temperature=1.0)
+    assert first.policy_version == 1
+    first.save_state(str(tmp_path))
+    second.import_state(first.export_state())
+    third.load_state(str(tmp_path))
+    for copy in (second, third):
+        broadcast(sender, copy, policy_version=2)
+        copied = copy.completion_statistics(group, temperature=1.0)
+        assert copy.policy_version == 1
+        np.testing.assert_array_equal(copied[1].self_certainty, values[1].self_certainty)
+    with pytest.raises(CheckpointError, match="scorer.mode=ema"):
+        make_model(policy, mode="ema").load_state(str(tmp_path))
+    for model in (first, second, third):
+        model.close()
+
+
+def test_logits_that_are_not_finite_are_refused(policy: Path) -> None:
+    model = make_model(policy)
+    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    with torch.no_grad():
+        sender.model.norm.weight[3] = math.nan
+    broadcast(sender, model, policy_version=1)
+    with pytest.raises(NotFiniteError, match="scoring replica 0, group 4"):
+        model.completion_statistics(make_group(), temperature=1.0)
+    model.close()
+
+
+def test_the_difference_to_the_engine_is_taken_over_own_completions_only(policy: Path) -> None:
+    model, group = make_model(policy), make_group()
+    scorer = SelfCertaintyScorer(model, temperature=1.0, rollout_temperature=1.0)
+    statistics = model.completion_statistics(group, temperature=1.0)
+    drawn = [
+        replace(completion, rollout_logprobs=each.logprobs + 0.25 * (index == 1))
+        for index, (completion, each) in enumerate(zip(group.completions, statistics, strict=True))
+    ]
+    old = PolicyVersions(starts=np.array([0], np.int32), versions=np.array([-1], np.int32))
+    scorer.score(replace(group, completions=tuple(drawn)))
+    assert scorer.take_logprob_difference() == pytest.approx(0.25, abs=1e-5)
+    drawn[1] = replace(drawn[1], policy_versions=old)
+    scorer.score(replace(group, completions=tuple(drawn)))
+    assert scorer.take_logprob_difference() == pytest.approx(0.0, abs=1e-5)
+    assert scorer.take_logprob_difference() is None

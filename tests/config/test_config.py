@@ -1,0 +1,196 @@
+"""Loading: merge order, types, round trips, shipped files, and that it stays free of torch and Ray."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from system.config.load import (
+    RESUMABLE_KEYS,
+    config_from_dict,
+    dump_yaml,
+    flatten,
+    load_config,
+    load_resumed_config,
+    to_dict,
+)
+from system.config.machine import joins_cluster, num_visible_gpus
+from system.config.ranges import ABOVE_ZERO, ANY_NUMBER, AT_LEAST, AT_MOST, FRACTIONS
+from system.config.reference import config_keys, describe_type, nearest_key, reference_text
+from system.config.schema import ClusterConfig, Config
+from system.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs"
+# Files that are laid over another one; the rest is complete.
+OVERLAYS = {
+    name: ["demo.yaml"]
+    for name in (
+        *("chains_grpo_60min.yaml", "chains_rewards.yaml", "intuitor.yaml", "grpo_pv.yaml"),
+        *("grpo_with_certainty.yaml", "grpo_32_tokens.yaml", "barl.yaml", "progress.yaml"),
+    )
+} | {
+    "triplets_barl.yaml": ["experiment/triplets_markovian.yaml"],
+    "triplets_barl_27.yaml": ["experiment/triplets_markovian.yaml", "experiment/triplets_barl.yaml"],
+    "math_qwen2.5_math_7b_barl.yaml": ["experiment/math_qwen2.5_math_1.5b_barl.yaml"],
+    "math_r1_distill_llama_8b_barl.yaml": [
+        "experiment/math_qwen2.5_math_1.5b_barl.yaml",
+        "experiment/math_qwen2.5_math_7b_barl.yaml",
+    ],
+}
+
+
+def _shipped() -> list[list[Path]]:
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    return [[CONFIGS / base for base in OVERLAYS.get(path.name, [])] + [path] for path in paths]
+
+
+@pytest.mark.parametrize("paths", _shipped(), ids=lambda paths: paths[-1].stem)
+def test_every_shipped_file_loads(paths: list[Path]) -> None:
+    config = load_config(paths, check_devices=False)
+    assert config_from_dict(to_dict(config)) == config
+
+
+def test_the_demo_loads_with_every_check_on_two_cores() -> None:
+    config = load_config([CONFIGS / "demo.yaml"])
+    assert config.learner.num_ranks == 2
+    assert config.run.max_seconds is not None
+    assert config.run.max_seconds <= 720
+
+
+def test_the_demo_holds_two_rollout_workers_on_two_cores() -> None:
+    config = load_config([CONFIGS / "demo.yaml"], ["rollout.num_workers=2"])
+    reserved = (
+        2 * config.rollout.cpus_per_worker
+        + config.learner.num_ranks * config.learner.cpus_per_rank
+        + config.reward.num_workers * config.reward.cpus_per_worker
+    )
+    assert reserved <= 2
+
+
+def test_later_files_and_overrides_win(tmp_path: Path, minimal_overrides: list[str]) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("run: {seed: 1, num_updates: 5}\nrollout: {temperature: 0.5}\n")
+    second.write_text("run: {seed: 2}\n")
+    config = load_config([first, second], [*minimal_overrides, "run.num_updates=7", "run.num_updates=8"])
+    assert (config.run.seed, config.run.num_updates, config.rollout.temperature) == (2, 8, 0.5)
+
+
+def test_values_have_the_types_of_the_schema(make_config: Callable[..., Config]) -> None:
+    config = make_config(
+        "learner.learning_rate=1e-4", "run.max_seconds=60", "learner.adam_betas=[0.8,0.9]", "run.name=12"
+    )
+    assert config.learner.learning_rate == 1e-4
+    assert isinstance(config.run.max_seconds, float)
+    assert config.learner.adam_betas == (0.8, 0.9)
+    assert config.run.name == "12"
+
+
+def test_null_switches_a_feature_off(make_config: Callable[..., Config]) -> None:
+    assert make_config("algorithm.importance_cap=null").algorithm.importance_cap is None
+
+
+def test_interpolations_are_resolved(make_config: Callable[..., Config]) -> None:
+    config = make_config("run.seed=3", "batch.prompts_per_step=${run.seed}")
+    assert config.batch.prompts_per_step == 3
+    assert "${" not in dump_yaml(config)
+
+
+def test_a_loaded_configuration_cannot_change(make_config: Callable[..., Config]) -> None:
+    with pytest.raises(FrozenInstanceError):
+        make_config().run.seed = 1  # type: ignore[misc]
+
+
+def test_dumped_yaml_loads_to_the_same_configuration(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config("run.max_seconds=60", "learner.adam_betas=[0.8,0.9]")
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config))
+    assert load_config([path]) == config
+
+
+def _write_run(tmp_path: Path, config: Config) -> Path:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(dump_yaml(config))
+    return run_dir
+
+
+def test_a_resumed_run_may_run_longer_with_more_workers(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    config = make_config()
+    run_dir = _write_run(tmp_path, config)
+    assert load_resumed_config(run_dir) == config
+    resumed = load_resumed_config(run_dir, [], ["run.num_updates=20", "rollout.num_workers=2", "tracker.project=other"])
+    assert (resumed.run.num_updates, resumed.rollout.num_workers) == (20, 2)
+
+
+def test_a_resumed_run_may_not_train_otherwise(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    run_dir = _write_run(tmp_path, make_config())
+    with pytest.raises(ConfigError, match=r"^learner\.learning_rate: given 0\.1, expected 5e-05, as in .* resumed run"):
+        load_resumed_config(run_dir, [], ["learner.learning_rate=0.1"])
+
+
+def test_resumable_keys_exist() -> None:
+    for safe in RESUMABLE_KEYS:
+        assert any(key == safe or (safe.endswith(".") and key.startswith(safe)) for key in config_keys()), safe
+
+
+def test_every_number_of_the_schema_has_a_range() -> None:
+    ranged = {*AT_LEAST, *ABOVE_ZERO, *FRACTIONS, *ANY_NUMBER}
+    numeric = {key.name for key in config_keys().values() if "number" in describe_type(key.annotation)}
+    assert numeric - ranged == {"learner.adam_betas"}, "give these keys a range in system/config/ranges.py"
+    assert set(AT_MOST) <= ranged
+    assert ranged <= set(config_keys())
+
+
+def test_the_reference_names_every_key_with_type_and_default(make_config: Callable[..., Config]) -> None:
+    text = reference_text()
+    assert all(key in text for key in flatten(make_config()))
+    assert "run.num_updates  (a whole number; required)" in text
+    assert "algorithm.importance_cap  (a number or null; default 2.0)" in text
+    assert "learner.backend  (one of gloo, nccl; default gloo)" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("run.num_update", "run.num_updates"),
+        ("rollout.learning_rate", "learner.learning_rate"),
+        ("bacth.prompts_per_step", "batch.prompts_per_step"),
+        ("training.completion_per_prompt", "batch.completions_per_prompt"),
+        ("xyzzy.plugh", None),
+    ],
+)
+def test_unknown_keys_suggest_what_was_meant(given: str, meant: str | None) -> None:
+    assert nearest_key(given) == meant
+
+
+@pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0,1", 2), ("3", 1)])
+def test_visible_gpus_follow_the_environment(visible: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert num_visible_gpus() == number
+
+
+def test_loading_imports_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys; import system.cli, system.commands.plan; from system.config.load import load_config;"
+        "load_config(['configs/experiment/math_qwen2.5_3b_grpo.yaml'], ['cluster.address=head:6379']);"
+        "heavy = {'torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'wandb'};"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("address", "ray_address", "joins"),
+    [("auto", "", False), ("auto", "10.0.0.1:6379", True), ("local", "10.0.0.1:6379", False), ("head:6379", "", True)],
+)
+def test_auto_joins_the_cluster_of_a_job_and_starts_ray_elsewhere(
+    address: str, ray_address: str, joins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+
+    assert joins_cluster(ClusterConfig(address=address)) is joins

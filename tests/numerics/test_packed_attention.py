@@ -1,0 +1,80 @@
+"""Packed sequences through a real transformer equal the same sequences one at a time."""
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from system.numerics.packed_attention import (
+    MAX_PADDING_SHARE,
+    PACKED_ATTENTION,
+    PackedLayout,
+    no_attention_mask,
+    packed_attention,
+)
+
+LENGTHS = [1, 37, 2, 90, 12, 12, 64, 5]
+
+
+def build_model(*, attention: str, num_key_value_heads: int) -> PreTrainedModel:
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    AttentionMaskInterface.register(PACKED_ATTENTION, no_attention_mask)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=num_key_value_heads,
+        max_position_embeddings=128,
+    )
+    return Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
+
+
+def packed_inputs() -> tuple[torch.Tensor, torch.Tensor, PackedLayout]:
+    generator = torch.Generator().manual_seed(1)
+    token_ids = torch.randint(0, 32, (1, sum(LENGTHS)), generator=generator)
+    position_ids = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0)
+    return token_ids, position_ids, PackedLayout.build(starts, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("num_key_value_heads", [4, 2, 1])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_logits_and_gradients_equal_one_sequence_at_a_time(num_key_value_heads: int, checkpointing: bool) -> None:
+    packed = build_model(attention=PACKED_ATTENTION, num_key_value_heads=num_key_value_heads)
+    plain = build_model(attention="eager", num_key_value_heads=num_key_value_heads)
+    if checkpointing:
+        packed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        packed.train()
+    token_ids, position_ids, layout = packed_inputs()
+    logits = packed(input_ids=token_ids, position_ids=position_ids, packed_layout=layout, use_cache=False).logits[0]
+    alone = torch.cat([plain(input_ids=piece).logits[0] for piece in token_ids.split(LENGTHS, dim=1)])
+    torch.testing.assert_close(logits, alone, rtol=0, atol=1e-5)
+    for value in (logits, alone):
+        value.log_softmax(dim=-1)[:, 3].sum().backward()
+    for (name, one), (_, other) in zip(packed.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-5), name
+
+
+def test_blocks_waste_little_and_cover_every_token_once() -> None:
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(20, 121, (300,), generator=generator)
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    layout = PackedLayout.build(starts, device=torch.device("cpu"))
+    cells = torch.cat([block.gather for block in layout.blocks])
+    assert torch.equal(cells[layout.scatter], torch.arange(int(starts[-1])))
+    assert len(cells) <= int(starts[-1]) / (1 - MAX_PADDING_SHARE)
+    assert len(layout.blocks) < 10
+
+
+def test_what_would_be_computed_wrongly_is_refused() -> None:
+    _, _, layout = packed_inputs()
+    states = torch.zeros(1, 2, sum(LENGTHS), 4)
+    module = torch.nn.Identity()
+    with pytest.raises(ValueError, match="exceeds the model's window 89"):
+        packed_attention(module, states, states, states, None, packed_layout=layout, sliding_window=89)
+    with pytest.raises(ValueError, match="soft cap"):
+        packed_attention(module, states, states, states, None, packed_layout=layout, softcap=30.0)
+    with pytest.raises(ValueError, match="must ascend strictly"):
+        PackedLayout.build(torch.tensor([0, 3, 3]), device=torch.device("cpu"))

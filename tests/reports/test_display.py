@@ -1,0 +1,106 @@
+"""The display shows what matters, stays within its rate without a terminal, and outlives its stream."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from system.reports.display import Display
+
+METRICS = {"reward/mean": 0.25, "train/accuracy": 0.5, "rollout/tokens_per_second": 8765.4, "learner/entropy": 1.0}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_without_a_terminal_are_few_and_plain() -> None:
+    stream = io.StringIO()
+    with Display(num_updates=100, run_folder=Path("runs/x"), stream=stream, seconds_between_lines=60) as progress:
+        progress.enter_phase("start")
+        for version in range(1, 101):
+            for phase in ("rollout", "train", "weight_sync"):
+                progress.enter_phase(phase)
+            progress.update(version, metrics=METRICS)
+        progress.enter_phase("shutdown")
+    lines = stream.getvalue().splitlines()
+    assert [re.sub(r"\d+:\d\d", "T", line) for line in lines] == [
+        "run folder runs/x",
+        "[T] start",
+        "[T] update 1/100, reward 0.250, accuracy 0.500, rollout tokens/s 8,765",
+        "[T] update 100/100, reward 0.250, accuracy 0.500, rollout tokens/s 8,765, ETA T",
+        "[T] shutdown",
+    ]
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_evaluation_always_gets_a_line_and_stays_on_show() -> None:
+    stream = io.StringIO()
+    progress = Display(num_updates=9, run_folder=Path("runs/x"), stream=stream, seconds_between_lines=60)
+    progress.update(1, metrics=METRICS)
+    progress.update(2, metrics={**METRICS, "eval/accuracy_sampled": 0.325})
+    progress.update(9, metrics=METRICS)
+    assert [line.count("held-out 0.325") for line in stream.getvalue().splitlines()] == [0, 1, 1]
+
+
+def test_eta_follows_the_pace_of_this_sitting() -> None:
+    progress = Display(num_updates=110, run_folder=Path("runs/x"), stream=io.StringIO())
+    progress.update(100, metrics={})
+    assert progress.eta_seconds() is None
+    time.sleep(0.05)
+    progress.update(105, metrics={})
+    assert progress.eta_seconds() == pytest.approx(0.05, rel=0.8)
+
+
+def test_terminal_shows_the_live_display() -> None:
+    stream = Terminal()
+    with Display(num_updates=10, run_folder=Path("runs/x"), stream=stream) as progress:
+        progress.enter_phase("rollout")
+        progress.update(3, metrics=METRICS)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    for expected in ("update 3/10", "reward 0.250", "accuracy 0.500", "ETA", "rollout 0 s"):
+        assert expected in shown
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_closed_stream_does_not_stop_the_run(stream: io.StringIO) -> None:
+    with Display(num_updates=10, run_folder=Path("runs/x"), stream=stream, seconds_between_lines=0) as progress:
+        stream.close()
+        progress.enter_phase("start")
+        progress.update(3, metrics=METRICS)
+        progress.update(4, metrics=METRICS)
+
+
+WRITES_TO_A_CLOSED_PIPE = """
+import pathlib, sys, time
+from system.reports.display import Display
+with Display(num_updates=9, run_folder=pathlib.Path("x"), seconds_between_lines=0) as progress:
+    sys.stdin.readline()
+    for version in range(10):
+        progress.update(version, metrics={})
+print("after")
+sys.stderr.write("finished")
+"""
+
+
+def test_broken_pipe_leaves_later_prints_and_the_exit_code_alone() -> None:
+    read_end, write_end = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITES_TO_A_CLOSED_PIPE],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(write_end)
+    os.close(read_end)
+    _, errors = process.communicate("go\n", timeout=30)
+    assert errors == "finished"
+    assert process.returncode == 0
