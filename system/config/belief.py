@@ -89,5 +89,3 @@ def _check_environment(config: Config) -> None:
             expected="hypotheses separated by commas with belief.evidence=environment",
             fix="e.g. belief.hypotheses='000,111,222'",
         )
-    if config.belief.discount == 0:
-        raise ConfigError("belief.discount", given=0.0, expected="above 0 and at most 1", fix="e.g. 0.98")

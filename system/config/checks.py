@@ -1,4 +1,4 @@
-"""Contradictions: what a typed configuration may still get wrong. The ranges of numbers are in config_ranges.py.
+"""Contradictions: what a typed configuration may still get wrong. The bounds of numbers are on their fields.
 
 Called by system/config/load.py once all keys have a value of their type. One function for each section; each raises
 ConfigError for the first mistake that it finds.
@@ -10,8 +10,7 @@ from dataclasses import fields
 
 from system.config.belief import check_belief
 from system.config.machine import check_environment
-from system.config.ranges import check_ranges
-from system.config.reference import config_keys
+from system.config.reference import config_keys, section_types
 from system.config.resources import reward_weights, uses_scoring_replicas
 from system.config.schema import (
     EMBEDDED_TASKS,
@@ -27,14 +26,16 @@ from system.config.schema import (
     TaskConfig,
 )
 from system.errors import ConfigError
+from system.fields import check_bounds
 
 # bfloat16 keeps 8 bits: a log-probability of a few nats is known to about this much at best.
 _SMALLEST_BFLOAT16_TOLERANCE = 0.01
 
 
 def check_config(config: Config, *, check_devices: bool) -> None:
-    """Raises ConfigError for the first range, contradiction or (with `check_devices`) missing device."""
-    check_ranges(config)
+    """Raises ConfigError for the first number out of bounds, contradiction or (with `check_devices`) missing device."""
+    for section in section_types():
+        check_bounds(getattr(config, section), prefix=section)
     check_run(config.run)
     check_task(config.task, evaluation=config.evaluation)
     check_batch(config)
@@ -241,10 +242,6 @@ def _refuse_unused(scorer: ScorerConfig) -> None:
 
 
 def check_algorithm(algorithm: AlgorithmConfig) -> None:
-    if algorithm.clip_low == 1:
-        raise ConfigError(
-            "algorithm.clip_low", given=1.0, expected="less than 1: ratios are never negative", fix="e.g. 0.2"
-        )
     for key in ("kl_coefficient", "entropy_coefficient"):
         if algorithm.skip_zero_advantages and getattr(algorithm, key) > 0:
             raise ConfigError(
@@ -277,13 +274,6 @@ def check_learner(learner: LearnerConfig) -> None:
             given=True,
             expected="false with learner.device=cpu, where the state is in host memory already",
             fix="learner.offload_optimizer=false",
-        )
-    if not all(0 <= beta < 1 for beta in learner.adam_betas):
-        raise ConfigError(
-            "learner.adam_betas",
-            given=list(learner.adam_betas),
-            expected="two numbers from 0 to below 1",
-            fix="e.g. learner.adam_betas=[0.9,0.95]",
         )
 
 

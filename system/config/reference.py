@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from system.config.schema import Config
+from system.fields import Bounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class ConfigKey:
     default: object
     is_required: bool
     sentence: str
+    bounds: Bounds
 
 
 @functools.cache
@@ -46,6 +48,7 @@ def _keys_of(section: str, kind: type) -> Iterator[ConfigKey]:
             default=_default_of(field),
             is_required=field.default is MISSING,
             sentence=field.metadata["sentence"],
+            bounds=field.metadata["bounds"],
         )
 
 
@@ -81,7 +84,7 @@ def nearest_key(name: str) -> str | None:
 
 
 def reference_text() -> str:
-    """Every key with type, default and one sentence, by section."""
+    """Every key with type, bounds, default and one sentence, by section."""
     lines: list[str] = []
     section = ""
     for key in config_keys().values():
@@ -89,7 +92,8 @@ def reference_text() -> str:
             section = key.name.split(".")[0]
             lines += ["", f"{section}:"] if lines else [f"{section}:"]
         default = "required" if key.is_required else f"default {yaml_text(key.default)}"
-        lines += [f"  {key.name}  ({describe_type(key.annotation)}; {default})", f"      {key.sentence}"]
+        facts = "; ".join(filter(None, [describe_type(key.annotation), str(key.bounds), default]))
+        lines += [f"  {key.name}  ({facts})", f"      {key.sentence}"]
     return "\n".join(lines)
 
 

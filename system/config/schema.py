@@ -4,26 +4,25 @@ Free of torch, Ray and OmegaConf, so that any layer may take a section as an arg
 without a default is required; `null` switches a feature off where its sentence says so.
 """
 
-from dataclasses import MISSING, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from system.fields import key
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 EMBEDDED_TASKS = ("gsm8k_chains", "triplets")  # their problems are shipped; the others need paths or a data set
 
 
-def key(sentence: str, default: Any = MISSING) -> Any:
-    """A dataclass field that carries its own documentation; no default means required."""
-    return field(default=default, metadata={"sentence": sentence})
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     name: str = key("Name of the run: folder under run.directory and W&B run name.")
     directory: str = key("Folder that holds all runs.", "runs")
-    seed: int = key("Seed of prompt order, redrawn numbers and sampling.", 0)
-    num_updates: int = key("Optimizer steps of the whole run.")
-    max_seconds: float | None = key("Stop cleanly after this many seconds (with summary); null: no limit.", None)
+    seed: int = key("Seed of prompt order, redrawn numbers and sampling.", 0, minimum=0, maximum=2**31 - 1)
+    num_updates: int = key("Optimizer steps of the whole run.", minimum=1)
+    max_seconds: float | None = key(
+        "Stop cleanly after this many seconds (with summary); null: no limit.", None, above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,50 +38,57 @@ class TaskConfig:
     train_path: str | None = key("Local .jsonl or .parquet with training rows; null: embedded data or dataset.", None)
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)
-    validation_size: int = key("Training problems held out for tuning.", 500)
+    validation_size: int = key("Training problems held out for tuning.", 500, minimum=0)
     max_train_steps: int | None = key(
         "Training chains with more calculation steps are left out (gsm8k_chains); null: all. Evaluation keeps all.",
         None,
+        minimum=1,
     )
     redraw: bool = key("Draw fresh numbers at each visit where the task can.", True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    prompts_per_step: int = key("Prompts of one optimizer step.")
-    completions_per_prompt: int = key("Completions G drawn for each prompt.")
-    tokens_per_microbatch: int = key("Upper bound of packed tokens in one forward pass of one rank.")
+    prompts_per_step: int = key("Prompts of one optimizer step.", minimum=1)
+    completions_per_prompt: int = key("Completions G drawn for each prompt.", minimum=1)
+    tokens_per_microbatch: int = key("Upper bound of packed tokens in one forward pass of one rank.", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    num_workers: int = key("Rollout workers (vLLM engines).", 1)
+    num_workers: int = key("Rollout workers (vLLM engines).", 1, minimum=1)
     device: Device = key("Where the engines run.", "cpu")
-    tensor_parallel_size: int = key("Devices of one engine.", 1)
+    tensor_parallel_size: int = key("Devices of one engine.", 1, minimum=1)
     dtype: Precision = key("Engine precision.", "float32")
-    temperature: float = key("Sampling temperature of training rollouts.", 1.0)
-    top_p: float = key("Nucleus sampling; training needs 1.0 (log-probabilities would be biased).", 1.0)
-    top_k: int = key("Top-k sampling, 0 = off; training needs 0.", 0)
-    max_prompt_tokens: int = key("Longer prompts are skipped and counted.")
-    max_completion_tokens: int = key("Completions are cut at this length.")
-    max_sequences: int = key("Sequences that one engine decodes at the same time.", 256)
-    kv_cache_gib: float = key("KV cache of one engine in GiB (CPU engines).", 1.0)
-    gpu_memory_utilization: float = key("Share of GPU memory that one engine may take (GPU engines).", 0.85)
+    temperature: float = key("Sampling temperature of training rollouts.", 1.0, above=0)
+    top_p: float = key(
+        "Nucleus sampling; training needs 1.0 (log-probabilities would be biased).", 1.0, above=0, maximum=1
+    )
+    top_k: int = key("Top-k sampling, 0 = off; training needs 0.", 0, minimum=0)
+    max_prompt_tokens: int = key("Longer prompts are skipped and counted.", minimum=1)
+    max_completion_tokens: int = key("Completions are cut at this length.", minimum=1)
+    max_sequences: int = key("Sequences that one engine decodes at the same time.", 256, minimum=1)
+    kv_cache_gib: float = key("KV cache of one engine in GiB (CPU engines).", 1.0, above=0)
+    gpu_memory_utilization: float = key(
+        "Share of GPU memory that one engine may take (GPU engines).", 0.85, above=0, maximum=1
+    )
     enforce_eager: bool = key("Run the engine without CUDA graphs or compilation.", False)
-    cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.5)
-    start_timeout_seconds: float = key("Deadline for an engine to start.", 300.0)
-    group_timeout_seconds: float = key("Deadline for one group of completions.", 300.0)
-    max_restarts: int = key("Dead rollout workers replaced in one run before it ends.", 10)
+    cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.5, minimum=0)
+    start_timeout_seconds: float = key("Deadline for an engine to start.", 300.0, above=0)
+    group_timeout_seconds: float = key("Deadline for one group of completions.", 300.0, above=0)
+    max_restarts: int = key("Dead rollout workers replaced in one run before it ends.", 10, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    num_workers: int = key("Reward workers (each holds the verifier's child processes).", 1)
-    processes_per_worker: int = key("Killable verifier child processes of one worker.", 1)
-    timeout_seconds: float = key("Wall-clock limit for verifying one answer.", 5.0)
-    memory_limit_mib: int = key("Address-space limit of one verifier process in MiB.", 1024)
-    cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.25)
-    group_timeout_seconds: float = key("Deadline for scoring one group.", 120.0)
+    num_workers: int = key("Reward workers (each holds the verifier's child processes).", 1, minimum=1)
+    processes_per_worker: int = key("Killable verifier child processes of one worker.", 1, minimum=1)
+    timeout_seconds: float = key("Wall-clock limit for verifying one answer.", 5.0, above=0)
+    memory_limit_mib: int = key(
+        "Address-space limit of one verifier process in MiB; its libraries need 128.", 1024, minimum=128
+    )
+    cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.25, minimum=0)
+    group_timeout_seconds: float = key("Deadline for scoring one group.", 120.0, above=0)
     verifier_weight: float = key("Weight of the verifier's term; 0 only monitors.", 1.0)
     self_certainty_weight: float | None = key(
         "Weight of the policy's self-certainty (needs scoring replicas); 0 only monitors, null: not computed.", None
@@ -95,32 +101,35 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerConfig:
-    num_workers: int = key("Scoring replicas of the policy; started only when a reward needs them.", 1)
+    num_workers: int = key("Scoring replicas of the policy; started only when a reward needs them.", 1, minimum=1)
     mode: Literal["online", "lagged", "ema", "offline"] = key(
         "Weights that score: online the newest, lagged those of lag_versions ago, ema their moving average, "
         "offline model.path as it is.",
         "online",
     )
-    lag_versions: int = key("How many policy versions a lagged scorer stays behind; 0 in the other modes.", 0)
-    ema_decay: float = key("Share of the old average that each update keeps (ema).", 0.99)
+    lag_versions: int = key(
+        "How many policy versions a lagged scorer stays behind; 0 in the other modes.", 0, minimum=0
+    )
+    ema_decay: float = key("Share of the old average that each update keeps (ema).", 0.99, minimum=0, maximum=1)
     max_lag_versions: int | None = key(
         "A score from weights further behind the policy that is trained is computed again; "
         "null: controller.max_staleness + lag_versions.",
         None,
+        minimum=0,
     )
-    temperature: float = key("Logits are divided by this before self-certainty is taken.", 1.0)
+    temperature: float = key("Logits are divided by this before self-certainty is taken.", 1.0, above=0)
     mask_padded_vocab: bool = key(
         "Self-certainty leaves out rows of the LM head that are no tokens (off: as the published Intuitor code).", True
     )
-    tokens_per_pass: int = key("Upper bound of packed tokens in one forward pass of a replica.", 16384)
+    tokens_per_pass: int = key("Upper bound of packed tokens in one forward pass of a replica.", 16384, minimum=1)
     device: Device = key("Where the replicas run.", "cpu")
     dtype: Precision = key("Precision of a replica's forward pass.", "float32")
-    threads_per_worker: int = key("CPU threads of one replica.", 1)
-    cpus_per_worker: float = key("Ray CPUs reserved for one replica.", 0.5)
-    gpus_per_worker: float = key("Ray GPUs reserved for one replica on cuda; below 1 shares a GPU.", 1.0)
-    start_timeout_seconds: float = key("Deadline for a replica to start.", 300.0)
-    group_timeout_seconds: float = key("Deadline for scoring one group.", 300.0)
-    max_restarts: int = key("Dead replicas replaced in one run before it ends.", 10)
+    threads_per_worker: int = key("CPU threads of one replica.", 1, minimum=1)
+    cpus_per_worker: float = key("Ray CPUs reserved for one replica.", 0.5, minimum=0)
+    gpus_per_worker: float = key("Ray GPUs reserved for one replica on cuda; below 1 shares a GPU.", 1.0, above=0)
+    start_timeout_seconds: float = key("Deadline for a replica to start.", 300.0, above=0)
+    group_timeout_seconds: float = key("Deadline for scoring one group.", 300.0, above=0)
+    max_restarts: int = key("Dead replicas replaced in one run before it ends.", 10, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +142,18 @@ class GuardsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BeliefConfig:
-    max_candidates: int = key("Answers of a group that are hypotheses beside the reference answer (barl).", 5)
-    beta: float = key("How fast a hypothesis that mispredicts progress loses its weight; 0: not at all (barl).", 1.0)
+    max_candidates: int = key(
+        "Answers of a group that are hypotheses beside the reference answer (barl).", 5, minimum=1
+    )
+    beta: float = key(
+        "How fast a hypothesis that mispredicts progress loses its weight; 0: not at all (barl).", 1.0, minimum=0
+    )
     normalise_weights: bool = key("Weights of the hypotheses sum to 1 at each step (barl).", True)
     reference_weight: float = key(
         "Weight of the reference answer's value beside the belief, which alone credits a wrong answer that the policy "
         "believes in as much as the right one (barl, evidence=answers).",
         0.0,
+        minimum=0,
     )
     answer_reduction: Literal["sum", "mean"] = key(
         "Log-probability of an answer: sum over its tokens, or mean, which takes out its length.", "sum"
@@ -150,7 +164,12 @@ class BeliefConfig:
         "answers",
     )
     hypotheses: str | None = key("Hypotheses separated by commas, e.g. 000,111,222 (evidence=environment).", None)
-    discount: float = key("Discount of a reward for each step that it is away (evidence=environment, markovian).", 0.98)
+    discount: float = key(
+        "Discount of a reward for each step that it is away (evidence=environment, markovian).",
+        0.98,
+        above=0,
+        maximum=1,
+    )
     subtract_group_mean: bool = key("Subtract what the group's completions are worth at the same relative step.", True)
 
 
@@ -164,11 +183,13 @@ class AlgorithmConfig:
     )
     baseline: Literal["mean", "leave_one_out"] = key("What is subtracted from a reward in its group.", "mean")
     normalise_std: bool = key("Divide by the group's standard deviation (off: Dr. GRPO).", True)
-    clip_low: float = key("Ratio is clipped below at 1 - clip_low.", 0.2)
-    clip_high: float = key("Ratio is clipped above at 1 + clip_high.", 0.2)
-    importance_cap: float | None = key("Cap of the trainer/engine importance weight; null: no correction.", 2.0)
-    kl_coefficient: float = key("Weight of the k3 KL to the frozen reference; 0 loads no reference.", 0.0)
-    entropy_coefficient: float = key("Weight of an entropy bonus.", 0.0)
+    clip_low: float = key("Ratio is clipped below at 1 - clip_low.", 0.2, minimum=0, below=1)
+    clip_high: float = key("Ratio is clipped above at 1 + clip_high.", 0.2, minimum=0)
+    importance_cap: float | None = key(
+        "Cap of the trainer/engine importance weight; null: no correction.", 2.0, minimum=1
+    )
+    kl_coefficient: float = key("Weight of the k3 KL to the frozen reference; 0 loads no reference.", 0.0, minimum=0)
+    entropy_coefficient: float = key("Weight of an entropy bonus.", 0.0, minimum=0)
     loss_denominator: Literal["token_mean", "sequence_mean"] = key("Global denominator of the loss.", "token_mean")
     skip_zero_advantages: bool = key(
         "Leave completions without advantage out of the update: the same gradient in less time, where neither KL nor "
@@ -179,54 +200,62 @@ class AlgorithmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    num_ranks: int = key("Data-parallel learner ranks, one DeepSpeed engine each.", 1)
+    num_ranks: int = key("Data-parallel learner ranks, one DeepSpeed engine each.", 1, minimum=1)
     device: Device = key("Where the ranks run.", "cpu")
     backend: Literal["gloo", "nccl"] = key("Collectives between ranks.", "gloo")
     dtype: Precision = key("Precision of forward and backward.", "float32")
-    zero_stage: int = key("DeepSpeed ZeRO stage, 0 to 3.", 2)
+    zero_stage: int = key("DeepSpeed ZeRO stage, 0 to 3.", 2, minimum=0, maximum=3)
     offload_optimizer: bool = key("Keep optimizer state in host memory (DeepSpeed offload).", False)
     gradient_checkpointing: bool = key("Recompute activations in the backward pass.", False)
-    learning_rate: float = key("Peak learning rate of AdamW.")
-    adam_betas: tuple[float, float] = key("AdamW betas.", (0.9, 0.95))
-    adam_epsilon: float = key("AdamW epsilon: gradients far below it hardly move a weight.", 1e-8)
-    weight_decay: float = key("AdamW weight decay.", 0.0)
-    warmup_ratio: float = key("Share of num_updates with linear warm-up.", 0.05)
-    final_lr_ratio: float = key("Cosine schedule ends at this share of the peak rate.", 0.1)
-    max_grad_norm: float = key("Global gradient norm is clipped here.", 1.0)
-    threads_per_rank: int = key("CPU threads of one rank.", 1)
-    cpus_per_rank: float = key("Ray CPUs reserved for one rank.", 0.5)
-    start_timeout_seconds: float = key("Deadline for the group to start.", 300.0)
-    step_timeout_seconds: float = key("Deadline for one optimizer step.", 600.0)
+    learning_rate: float = key("Peak learning rate of AdamW.", above=0)
+    adam_betas: tuple[float, float] = key("AdamW betas.", (0.9, 0.95), minimum=0, below=1)
+    adam_epsilon: float = key("AdamW epsilon: gradients far below it hardly move a weight.", 1e-8, above=0)
+    weight_decay: float = key("AdamW weight decay.", 0.0, minimum=0)
+    warmup_ratio: float = key("Share of num_updates with linear warm-up.", 0.05, minimum=0, maximum=1)
+    final_lr_ratio: float = key("Cosine schedule ends at this share of the peak rate.", 0.1, minimum=0, maximum=1)
+    max_grad_norm: float = key("Global gradient norm is clipped here.", 1.0, above=0)
+    threads_per_rank: int = key("CPU threads of one rank.", 1, minimum=1)
+    cpus_per_rank: float = key("Ray CPUs reserved for one rank.", 0.5, minimum=0)
+    start_timeout_seconds: float = key("Deadline for the group to start.", 300.0, above=0)
+    step_timeout_seconds: float = key("Deadline for one optimizer step.", 600.0, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSyncConfig:
     backend: Literal["gloo", "nccl"] = key("Broadcast from learner rank 0 to receivers.", "gloo")
-    bucket_mib: int = key("Tensors are broadcast in buckets of about this size.", 64)
-    timeout_seconds: float = key("Deadline of each phase: join, gather, send, receive, canary.", 120.0)
-    canary_tolerance_nats: float = key("Largest log-probability difference between learner and receiver.", 1e-4)
+    bucket_mib: int = key("Tensors are broadcast in buckets of about this size.", 64, minimum=1)
+    timeout_seconds: float = key("Deadline of each phase: join, gather, send, receive, canary.", 120.0, above=0)
+    canary_tolerance_nats: float = key(
+        "Largest log-probability difference between learner and receiver.", 1e-4, above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
-    max_staleness: int = key("Policy versions a sample may be behind when trained on; 0 = synchronous.", 0)
+    max_staleness: int = key("Policy versions a sample may be behind when trained on; 0 = synchronous.", 0, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    every_updates: int | None = key("Save every this many updates (and at the end); null: only at the end.", 50)
-    keep: int = key("Newest checkpoints kept.", 2)
+    every_updates: int | None = key(
+        "Save every this many updates (and at the end); null: only at the end.", 50, minimum=1
+    )
+    keep: int = key("Newest checkpoints kept.", 2, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     split: Literal["validation", "test"] = key("Which held-out split.", "test")
-    every_updates: int | None = key("Evaluate every this many updates, besides start and end; null: only those.", 20)
-    num_problems: int = key("Problems of a periodic evaluation.", 200)
-    num_problems_final: int = key("Problems of the evaluation at the start and at the end.", 500)
-    completions_per_problem: int = key("Sampled completions for each problem of a periodic evaluation.", 1)
-    completions_per_problem_final: int = key("Sampled completions at the start and end; pass@k up to this k.", 8)
-    temperature: float = key("Temperature of sampled evaluation.", 1.0)
+    every_updates: int | None = key(
+        "Evaluate every this many updates, besides start and end; null: only those.", 20, minimum=1
+    )
+    num_problems: int = key("Problems of a periodic evaluation.", 200, minimum=1)
+    num_problems_final: int = key("Problems of the evaluation at the start and at the end.", 500, minimum=1)
+    completions_per_problem: int = key("Sampled completions for each problem of a periodic evaluation.", 1, minimum=1)
+    completions_per_problem_final: int = key(
+        "Sampled completions at the start and end; pass@k up to this k.", 8, minimum=1
+    )
+    temperature: float = key("Temperature of sampled evaluation.", 1.0, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +265,7 @@ class TrackerConfig:
     )
     project: str = key("W&B project.", "credence")
     entity: str | None = key("W&B entity; null: the account's default.", None)
-    completions_per_table: int = key("Sampled completions shown at each evaluation.", 8)
+    completions_per_table: int = key("Sampled completions shown at each evaluation.", 8, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,7 @@ from system.config.load import (
     to_dict,
 )
 from system.config.machine import joins_cluster, num_visible_gpus
-from system.config.ranges import ABOVE_ZERO, ANY_NUMBER, AT_LEAST, AT_MOST, FRACTIONS
-from system.config.reference import config_keys, describe_type, nearest_key, reference_text
+from system.config.reference import ConfigKey, config_keys, describe_type, nearest_key, reference_text
 from system.config.schema import ClusterConfig, Config
 from system.errors import ConfigError
 
@@ -137,19 +136,25 @@ def test_resumable_keys_exist() -> None:
         assert any(key == safe or (safe.endswith(".") and key.startswith(safe)) for key in config_keys()), safe
 
 
-def test_every_number_of_the_schema_has_a_range() -> None:
-    ranged = {*AT_LEAST, *ABOVE_ZERO, *FRACTIONS, *ANY_NUMBER}
-    numeric = {key.name for key in config_keys().values() if "number" in describe_type(key.annotation)}
-    assert numeric - ranged == {"learner.adam_betas"}, "give these keys a range in system/config/ranges.py"
-    assert set(AT_MOST) <= ranged
-    assert ranged <= set(config_keys())
+def test_every_number_of_the_schema_has_bounds() -> None:
+    any_number = {"reward.verifier_weight", "reward.self_certainty_weight", "reward.plurality_weight"}
+    numeric = {key.name: key.bounds for key in config_keys().values() if "number" in describe_type(key.annotation)}
+    assert {name for name, bounds in numeric.items() if not str(bounds)} == any_number
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in config_keys().values() if not key.is_required], ids=lambda key: key.name
+)
+def test_every_default_is_inside_its_bounds(key: ConfigKey) -> None:
+    numbers = key.default if isinstance(key.default, tuple) else [key.default]
+    assert all(key.bounds.hold(number) for number in numbers if isinstance(number, int | float))
 
 
 def test_the_reference_names_every_key_with_type_and_default(make_config: Callable[..., Config]) -> None:
     text = reference_text()
     assert all(key in text for key in flatten(make_config()))
-    assert "run.num_updates  (a whole number; required)" in text
-    assert "algorithm.importance_cap  (a number or null; default 2.0)" in text
+    assert "run.num_updates  (a whole number; at least 1; required)" in text
+    assert "algorithm.importance_cap  (a number or null; at least 1; default 2.0)" in text
     assert "learner.backend  (one of gloo, nccl; default gloo)" in text
 
 
