@@ -19,8 +19,13 @@ class ConfigError(CredenceError):
 
     def __init__(self, key: str, *, given: object, expected: str, fix: str) -> None:
         super().__init__(f"{key}: given {given!r}, expected {expected}. Fix: {fix}")
-        self.key = key
-        self._rebuild = partial(ConfigError, key, given=given, expected=expected, fix=fix)
+        self.key, self.fix = key, fix
+        self._with_fix = partial(ConfigError, key, given=given, expected=expected)
+        self._rebuild = partial(self._with_fix, fix=fix)
+
+    def with_fix(self, fix: str) -> "ConfigError":
+        """The same error with another fix."""
+        return self._with_fix(fix=fix)
 
     def __reduce__(self) -> tuple[Callable[[], "ConfigError"], tuple[()]]:
         return self._rebuild, ()

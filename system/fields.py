@@ -59,6 +59,4 @@ def check_bounds(section: Any, *, prefix: str) -> None:
         if not all(bounds.hold(number) for number in numbers):
             name = f"{prefix}.{entry.name}"
             given = list(value) if isinstance(value, tuple) else value
-            raise ConfigError(
-                name, given=given, expected=str(bounds), fix=f"change {name} in the file or on the command line"
-            )
+            raise ConfigError(name, given=given, expected=str(bounds), fix=f"change {name}")

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from system.config.reference import unread_key
 from system.config.resources import reward_weights, uses_beliefs, uses_environment
 from system.config.schema import AlgorithmConfig, Config
 from system.errors import ConfigError
@@ -42,12 +43,7 @@ def _refuse_unread(config: Config) -> None:
             algorithm = f"algorithm.name={config.algorithm.name}"
             if config.algorithm.name == "barl":
                 algorithm += f" with belief.evidence={config.belief.evidence}"
-            raise ConfigError(
-                f"belief.{field.name}",
-                given=value,
-                expected=f"the default {field.default!r}, as {algorithm} does not read it",
-                fix="remove it, or choose another algorithm.name or belief.evidence",
-            )
+            raise unread_key(f"belief.{field.name}", given=value, because=f"{algorithm} does not read it")
 
 
 def _check_credit(config: Config) -> None:
@@ -56,21 +52,15 @@ def _check_credit(config: Config) -> None:
     for field in fields(AlgorithmConfig):
         value = getattr(config.algorithm, field.name)
         if field.name in ("baseline", "normalise_std") and value != field.default:
-            raise ConfigError(
-                f"algorithm.{field.name}",
-                given=value,
-                expected=f"the default {field.default!r}, as algorithm.name={name} does not read it",
-                fix="remove it; belief.subtract_group_mean is what it has instead",
-            )
-    weights = {scorer: weight for scorer, weight in reward_weights(config.reward).items() if scorer != "verifier"}
-    if config.reward.verifier_weight <= 0 or any(weights.values()):
-        raise ConfigError(
-            "reward.verifier_weight",
-            given=config.reward.verifier_weight,
-            expected=f"above 0 and no other weight with algorithm.name={name}, whose reward is the verifier's verdict; "
-            "weight 0 monitors the others",
-            fix="reward.verifier_weight=1.0",
-        )
+            because = f"algorithm.name={name} does not read it but belief.subtract_group_mean"
+            raise unread_key(f"algorithm.{field.name}", given=value, because=because)
+    reason = f"with algorithm.name={name}, whose only reward is the verifier's verdict"
+    for scorer, weight in reward_weights(config.reward).items():
+        key = f"reward.{scorer}_weight"
+        if scorer == "verifier" and weight <= 0:
+            raise ConfigError(key, given=weight, expected=f"above 0 {reason}", fix=f"{key}=1.0")
+        if scorer != "verifier" and weight != 0:
+            raise ConfigError(key, given=weight, expected=f"0 (monitored) or null {reason}", fix=f"{key}=0")
 
 
 def _check_environment(config: Config) -> None:

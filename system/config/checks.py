@@ -10,7 +10,7 @@ from dataclasses import fields
 
 from system.config.belief import check_belief
 from system.config.machine import check_environment
-from system.config.reference import config_keys, section_types
+from system.config.reference import config_keys, section_types, unread_key
 from system.config.resources import reward_weights, uses_scoring_replicas
 from system.config.schema import (
     EMBEDDED_TASKS,
@@ -70,16 +70,10 @@ def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
     if task.name in EMBEDDED_TASKS:
         for key, value in sources.items():
             if value is not None:
-                raise ConfigError(
-                    key, given=value, expected=f"null, as {task.name} is embedded", fix="remove it, or task.name=gsm8k"
-                )
+                raise unread_key(key, given=value, because=f"{task.name} is embedded")
     if task.name != "gsm8k_chains" and task.max_train_steps is not None:
-        raise ConfigError(
-            "task.max_train_steps",
-            given=task.max_train_steps,
-            expected=f"null, as the number of steps of a {task.name} problem is not known",
-            fix="remove it",
-        )
+        because = f"the number of steps of a {task.name} problem is not known"
+        raise unread_key("task.max_train_steps", given=task.max_train_steps, because=because)
     if task.dataset is not None and (task.train_path is not None or task.test_path is not None):
         raise ConfigError(
             "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"
@@ -145,14 +139,10 @@ def check_rollout(rollout: RolloutConfig) -> None:
     if rollout.top_k > 0:
         raise ConfigError("rollout.top_k", given=rollout.top_k, expected=f"0 {reason}", fix="rollout.top_k=0")
     other = {"cpu": "gpu_memory_utilization", "cuda": "kv_cache_gib"}[rollout.device]
-    value, default = getattr(rollout, other), config_keys()[f"rollout.{other}"].default
-    if value != default:
-        raise ConfigError(
-            f"rollout.{other}",
-            given=value,
-            expected=f"the default {default}, as engines with rollout.device={rollout.device} do not read it",
-            fix="remove it",
-        )
+    value = getattr(rollout, other)
+    if value != config_keys()[f"rollout.{other}"].default:
+        because = f"engines with rollout.device={rollout.device} do not read it"
+        raise unread_key(f"rollout.{other}", given=value, because=because)
 
 
 def check_reward(reward: RewardConfig) -> None:
@@ -233,12 +223,8 @@ def _refuse_unused(scorer: ScorerConfig) -> None:
     for field in fields(scorer):
         value = getattr(scorer, field.name)
         if value != field.default:
-            raise ConfigError(
-                f"scorer.{field.name}",
-                given=value,
-                expected=f"the default {field.default!r}, as neither reward nor algorithm uses scoring replicas",
-                fix=f"reward.self_certainty_weight=0 monitors it; or remove scorer.{field.name}",
-            )
+            because = "neither reward nor algorithm uses scoring replicas (reward.self_certainty_weight=0 starts them)"
+            raise unread_key(f"scorer.{field.name}", given=value, because=because)
 
 
 def check_algorithm(algorithm: AlgorithmConfig) -> None:

@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from system.config.schema import Config
+from system.errors import ConfigError
 from system.fields import Bounds
 
 
@@ -24,6 +25,14 @@ class ConfigKey:
     is_required: bool
     sentence: str
     bounds: Bounds
+
+    @property
+    def section(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def last_part(self) -> str:
+        return self.name.partition(".")[2]
 
 
 @functools.cache
@@ -70,17 +79,34 @@ def describe_type(annotation: Any) -> str:
 
 
 def nearest_key(name: str) -> str | None:
-    """The known key that an unknown one was probably meant to be: same last part elsewhere, or a near spelling."""
-    known = list(config_keys())
-    elsewhere = [key for key in known if key.split(".")[1] == name.split(".")[-1]]
-    if len(elsewhere) == 1:
-        return elsewhere[0]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return close[0]
-    short = {key.split(".")[1]: key for key in known}
-    close = difflib.get_close_matches(name.split(".")[-1], short, n=1, cutoff=0.8)
-    return short[close[0]] if close else None
+    """The known key that an unknown one was probably meant to be, or None where nothing is near.
+
+    In the section that was named a loose match is enough: a near spelling, or the beginning of a longer name. Elsewhere
+    the last part must be the same, or nearly so.
+    """
+    section, _, last = name.rpartition(".")
+    sections = difflib.get_close_matches(section, section_types(), n=1, cutoff=0.75)
+    inside = {key.name: key.last_part for key in config_keys().values() if key.section in sections}
+    everywhere = {key.name: key.last_part for key in config_keys().values()}
+    longer = [key for key, part in inside.items() if len(last) > 1 and part.startswith(last)]
+    return (
+        _near(last, inside, cutoff=0.75)
+        or (longer[0] if len(longer) == 1 else None)
+        or _near(last, everywhere, cutoff=0.9)
+    )
+
+
+def _near(last: str, candidates: dict[str, str], *, cutoff: float) -> str | None:
+    """The one candidate whose last part is the nearest to `last`; None where there is none or more than one."""
+    close = difflib.get_close_matches(last, set(candidates.values()), n=1, cutoff=cutoff)
+    keys = [key for key, part in candidates.items() if close and part == close[0]]
+    return keys[0] if len(keys) == 1 else None
+
+
+def unread_key(name: str, *, given: object, because: str) -> ConfigError:
+    """The error for a key that is set although nothing reads it: it has to keep its default."""
+    default = yaml_text(config_keys()[name].default)
+    return ConfigError(name, given=given, expected=f"{default}, as {because}", fix=f"{name}={default}, or remove it")
 
 
 def reference_text() -> str:
@@ -88,8 +114,8 @@ def reference_text() -> str:
     lines: list[str] = []
     section = ""
     for key in config_keys().values():
-        if key.name.split(".")[0] != section:
-            section = key.name.split(".")[0]
+        if key.section != section:
+            section = key.section
             lines += ["", f"{section}:"] if lines else [f"{section}:"]
         default = "required" if key.is_required else f"default {yaml_text(key.default)}"
         facts = "; ".join(filter(None, [describe_type(key.annotation), str(key.bounds), default]))

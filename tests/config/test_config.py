@@ -24,27 +24,13 @@ from system.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
-# Files that are laid over another one; the rest is complete.
-OVERLAYS = {
-    name: ["demo.yaml"]
-    for name in (
-        *("chains_grpo_60min.yaml", "chains_rewards.yaml", "intuitor.yaml", "grpo_pv.yaml"),
-        *("grpo_with_certainty.yaml", "grpo_32_tokens.yaml", "barl.yaml", "progress.yaml"),
-    )
-} | {
-    "triplets_barl.yaml": ["experiment/triplets_markovian.yaml"],
-    "triplets_barl_27.yaml": ["experiment/triplets_markovian.yaml", "experiment/triplets_barl.yaml"],
-    "math_qwen2.5_math_7b_barl.yaml": ["experiment/math_qwen2.5_math_1.5b_barl.yaml"],
-    "math_r1_distill_llama_8b_barl.yaml": [
-        "experiment/math_qwen2.5_math_1.5b_barl.yaml",
-        "experiment/math_qwen2.5_math_7b_barl.yaml",
-    ],
-}
 
 
 def _shipped() -> list[list[Path]]:
-    paths = sorted(CONFIGS.rglob("*.yaml"))
-    return [[CONFIGS / base for base in OVERLAYS.get(path.name, [])] + [path] for path in paths]
+    """Every recipe alone, and every overlay of configs/algorithm over the demo; configs/base holds parts of recipes."""
+    recipes = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in ("algorithm", "base")]
+    overlays = sorted((CONFIGS / "algorithm").glob("*.yaml"))
+    return [[path] for path in recipes] + [[CONFIGS / "demo.yaml", path] for path in overlays]
 
 
 @pytest.mark.parametrize("paths", _shipped(), ids=lambda paths: paths[-1].stem)
@@ -76,6 +62,29 @@ def test_later_files_and_overrides_win(tmp_path: Path, minimal_overrides: list[s
     second.write_text("run: {seed: 2}\n")
     config = load_config([first, second], [*minimal_overrides, "run.num_updates=7", "run.num_updates=8"])
     assert (config.run.seed, config.run.num_updates, config.rollout.temperature) == (2, 8, 0.5)
+
+
+def test_a_file_lies_over_its_bases_which_are_relative_to_it(tmp_path: Path, minimal_overrides: list[str]) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "lengths.yaml").write_text("run: {seed: 1, num_updates: 5}\nrollout: {temperature: 0.5}\n")
+    (tmp_path / "parts" / "rates.yaml").write_text("base: lengths.yaml\nrun: {seed: 2}\nreward: {num_workers: 2}\n")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: [parts/lengths.yaml, parts/rates.yaml]\nreward: {num_workers: 3}\n")
+    given = [text for text in minimal_overrides if not text.startswith(("run.num_updates", "run.seed"))]
+    config = load_config([recipe], given)
+    assert (config.run.seed, config.run.num_updates, config.rollout.temperature) == (2, 5, 0.5)
+    assert config.reward.num_workers == 3
+
+
+def test_a_base_that_was_read_already_is_not_laid_over_what_follows_it(
+    tmp_path: Path, minimal_overrides: list[str]
+) -> None:
+    first, overlay, recipe = (tmp_path / name for name in ("first.yaml", "overlay.yaml", "recipe.yaml"))
+    first.write_text("base: recipe.yaml\nrollout: {temperature: 0.5}\n")  # the two name each other
+    overlay.write_text("rollout: {temperature: 0.7}\n")
+    recipe.write_text("base: first.yaml\nreward: {num_workers: 3}\n")
+    config = load_config([first, overlay, recipe], minimal_overrides)
+    assert (config.rollout.temperature, config.reward.num_workers) == (0.7, 3)
 
 
 def test_values_have_the_types_of_the_schema(make_config: Callable[..., Config]) -> None:
@@ -165,7 +174,13 @@ def test_the_reference_names_every_key_with_type_and_default(make_config: Callab
         ("rollout.learning_rate", "learner.learning_rate"),
         ("bacth.prompts_per_step", "batch.prompts_per_step"),
         ("training.completion_per_prompt", "batch.completions_per_prompt"),
+        ("rewards.num_workers", "reward.num_workers"),
+        ("rollout.temprature", "rollout.temperature"),
+        ("algorithm.kl_coef", "algorithm.kl_coefficient"),
         ("xyzzy.plugh", None),
+        ("reward.function", None),
+        ("trainer.lr", None),
+        ("rollout.num", "rollout.num_workers"),
     ],
 )
 def test_unknown_keys_suggest_what_was_meant(given: str, meant: str | None) -> None:

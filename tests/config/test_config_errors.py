@@ -32,7 +32,7 @@ def wrong(*overrides: str, message: str) -> WrongOverride:
 WRONG_KEYS_AND_TYPES = [
     wrong("run.num_update=3", message=r"run.num_update: given 3, expected a key that exists. "
           r"Fix: did you mean run.num_updates\? Change it on the command line"),
-    wrong("trainer.lr=3", message=r"trainer: given \{'lr': 3\}, expected a key that exists. "
+    wrong("trainer.lr=3", message=r"trainer.lr: given 3, expected a key that exists. "
           r"Fix: remove it on the command line; 'credence config' lists all keys"),
     wrong("rollout.learning_rate=1e-4", message=r"rollout.learning_rate: .* did you mean learner.learning_rate\?.*"),
     wrong("learner.adam_betas.first=0.9", message=r"learner.adam_betas.first: given 0.9, expected a key that exists.*"),
@@ -99,8 +99,8 @@ CONTRADICTIONS = [
           r"rollout.max_prompt_tokens \+ rollout.max_completion_tokens, one sequence. .*"),
     wrong("rollout.top_p=0.9", message=r"rollout.top_p: given 0.9, expected 1.0 in training, or .* biased. .*"),
     wrong("rollout.top_k=20", message=r"rollout.top_k: given 20, expected 0 in training, .*"),
-    wrong("rollout.gpu_memory_utilization=0.5", message=r"rollout.gpu_memory_utilization: given 0.5, expected the "
-          r"default 0.85, as engines with rollout.device=cpu do not read it. Fix: remove it"),
+    wrong("rollout.gpu_memory_utilization=0.5", message=r"rollout.gpu_memory_utilization: given 0.5, expected "
+          r"0.85, as engines with rollout.device=cpu do not read it. Fix: rollout.gpu_memory_utilization=0.85, or .*"),
     wrong("rollout.device=cuda", "rollout.kv_cache_gib=4", message=r"rollout.kv_cache_gib: given 4.0, .* do not .*"),
     wrong("rollout.max_completion_tokens=200", message=r"rollout.max_prompt_tokens \+ rollout.max_completion_tokens: "
           r"given 272, expected at most the 256 positions of .*"),
@@ -117,8 +117,8 @@ CONTRADICTIONS = [
     wrong("reward.verifier_weight=0", message=r"reward.verifier_weight: given '0', expected at least one weight .*"),
     wrong("reward.verifier_weight=0", "reward.self_certainty_weight=0", message=r"reward.verifier_weight, "
           r"reward.self_certainty_weight: given '0, 0', expected at least one weight other than 0, .*"),
-    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected the default 'online', as neither reward nor "
-          r"algorithm uses scoring replicas. Fix: reward.self_certainty_weight=0 monitors it; or remove scorer.mode"),
+    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected online, as neither reward nor algorithm "
+          r"uses scoring replicas \(.*=0 starts them\). Fix: scorer.mode=online, or remove it \(set on .*"),
     wrong("reward.self_certainty_weight=1", "scorer.mode=lagged",
           message=r"scorer.lag_versions: given 0, expected at least 1 with scorer.mode=lagged.*"),
     wrong("reward.self_certainty_weight=1", "scorer.lag_versions=2",
@@ -146,17 +146,20 @@ CONTRADICTIONS = [
           message=r"reward.group_timeout_seconds: given 120.0, expected more than 30 \* .* = 150, .*"),
     wrong("task.name=code", "task.dataset=x/y", "algorithm.name=barl", "batch.completions_per_prompt=8",
           message=r"algorithm.name: given 'barl', expected grpo with task.name=code, as beliefs are over answers .*"),
-    wrong("belief.beta=2", message=r"belief.beta: given 2.0, expected the default 1.0, as algorithm.name=grpo .*"),
+    wrong("belief.beta=2", message=r"belief.beta: given 2.0, expected 1.0, as algorithm.name=grpo .*"),
     wrong("algorithm.name=progress", "belief.max_candidates=3",
-          message=r"belief.max_candidates: given 3, expected the default 5, as algorithm.name=progress .*"),
+          message=r"belief.max_candidates: given 3, expected 5, as algorithm.name=progress .*"),
     wrong("algorithm.name=barl", "belief.beta=-1", message=r"belief.beta: given -1.0, expected at least 0. .*"),
     wrong("algorithm.name=barl", "belief.reference_weight=-1", message=r"belief.reference_weight: .* at least 0. .*"),
     wrong("algorithm.name=progress", "belief.reference_weight=1",
-          message=r"belief.reference_weight: given 1.0, expected the default 0.0, as algorithm.name=progress .*"),
+          message=r"belief.reference_weight: given 1.0, expected 0.0, as algorithm.name=progress .*"),
     wrong("algorithm.name=barl", "reward.self_certainty_weight=0.5",
-          message=r"reward.verifier_weight: given 1.0, expected above 0 and no other weight .*"),
+          message=r"reward.self_certainty_weight: given 0.5, expected 0 \(monitored\) or null with algorithm.name=barl,"
+          r" whose only reward is the verifier's verdict. Fix: reward.self_certainty_weight=0 .*"),
+    wrong("algorithm.name=barl", "reward.verifier_weight=-1",
+          message=r"reward.verifier_weight: given -1.0, expected above 0 with algorithm.name=barl, .*"),
     wrong("algorithm.name=barl", "algorithm.normalise_std=false",
-          message=r"algorithm.normalise_std: given False, expected the default True, as algorithm.name=barl .*"),
+          message=r"algorithm.normalise_std: given False, expected true, as algorithm.name=barl .*"),
     wrong("algorithm.name=barl", "belief.hypotheses=000",
           message=r"belief.hypotheses: given .*, as algorithm.name=barl with belief.evidence=answers does not read .*"),
     wrong("algorithm.name=markovian", message=r"task.name: given 'gsm8k_chains', expected triplets, the task .*"),
@@ -257,6 +260,32 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config([tmp_path])
     _check_message(caught.value, r".*: given 'Is a directory', expected a readable YAML file\. .*")
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: parts/nowhere.yaml\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config([recipe])
+    _check_message(caught.value, r".*parts/nowhere\.yaml: given 'No such file or directory', expected a readable .*")
+
+
+def test_a_base_that_is_no_file_name(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: {run: demo.yaml}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config([recipe])
+    _check_message(caught.value, r"base in .*recipe\.yaml: given .*, expected a file or a list of files\. .*")
+
+
+def test_a_contradiction_says_which_file_it_comes_from() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([REPOSITORY / "configs/demo.yaml"], ["task.name=math", "task.dataset=some/rows"])
+    _check_message(
+        caught.value,
+        r"task\.max_train_steps: given 4, expected null, as the number of steps of a math problem is not known\. "
+        r"Fix: task\.max_train_steps=null, or remove it \(set in .*configs/demo\.yaml\)",
+    )
 
 
 def test_all_missing_keys_are_named_at_once(minimal_overrides: list[str]) -> None:
