@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from system.config.imports import import_class
 from system.config.machine import model_folder
 from system.config.schema import BeliefConfig, ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
+from system.config.scorers import scorer_place, terms_on
+from system.interfaces import Scorer
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
@@ -161,24 +164,27 @@ class RewardActor:
         """`max_candidates`: answers of a group that become hypotheses; None: no beliefs are asked for."""
         from actors.rewards.answer_verifier import AnswerVerifier
         from actors.rewards.hypotheses import HypothesisFinder
-        from actors.rewards.plurality import PluralityScorer
+        from actors.rewards.value_scorer import ValueScorer
         from actors.rewards.worker import RewardWorker
         from system.data.tasks import make_task
 
-        kinds: list[type[AnswerVerifier] | type[PluralityScorer]] = [AnswerVerifier]
-        if reward.plurality_weight is not None:
-            kinds.append(PluralityScorer)
-        verifier, *others = (
-            kind(
+        def answer_scorer(name: str) -> Scorer:
+            kind = import_class(scorer_place(name, key="reward.terms").path, key="reward.terms", methods=("score",))
+            scorer: Scorer = kind(
                 task=make_task(task),
                 num_processes=reward.processes_per_worker,
                 timeout_seconds=reward.timeout_seconds,
                 memory_limit_mib=reward.memory_limit_mib,
             )
-            for kind in kinds
-        )
+            return scorer
+
+        scorers: list[Scorer] = [
+            answer_scorer(term.scorer) if term in terms_on(reward, "answers") else ValueScorer(term)
+            for term in terms_on(reward, "answers", "values")
+        ]
+        verifier = next(scorer for scorer in scorers if isinstance(scorer, AnswerVerifier))
         finder = None if max_candidates is None else HypothesisFinder(verifier, max_candidates=max_candidates)
-        self._worker = RewardWorker([verifier, *others], hypothesis_finder=finder)
+        self._worker = RewardWorker(scorers, hypothesis_finder=finder)
 
     def start(self) -> None:
         """Answers once the scorers are ready to score."""

@@ -96,7 +96,11 @@ def main() -> None:
 
     config = load_config(
         [ROOT / "configs" / "demo.yaml"],
-        ["reward.self_certainty_weight=0", "scorer.num_workers=2", "scorer.cpus_per_worker=0.25"],
+        [
+            "reward.terms=[{scorer: verifier}, {scorer: self_certainty, weight: 0}]",
+            "scorer.num_workers=2",
+            "scorer.cpus_per_worker=0.25",
+        ],
     )
     start_ray(config)
     try:

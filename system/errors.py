@@ -3,7 +3,8 @@
 Those with keyword arguments say how to rebuild themselves, because they cross process borders by pickle.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from functools import partial
 
 
@@ -26,6 +27,18 @@ class ConfigError(CredenceError):
     def with_fix(self, fix: str) -> "ConfigError":
         """The same error with another fix."""
         return self._with_fix(fix=fix)
+
+    @classmethod
+    def unknown(cls, key: str, *, given: str, known: Iterable[str], others: str | None = None) -> "ConfigError":
+        """For a name that nothing has; suggests the nearest one."""
+        names = list(known)
+        near = difflib.get_close_matches(given, names, n=1)
+        return cls(
+            key,
+            given=given,
+            expected=f"one of {', '.join(names)}" + (f", or {others}" if others else ""),
+            fix=f"did you mean {near[0]}?" if near else "choose one of these",
+        )
 
     def __reduce__(self) -> tuple[Callable[[], "ConfigError"], tuple[()]]:
         return self._rebuild, ()

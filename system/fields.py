@@ -4,6 +4,7 @@ The sections of the configuration and the options of an algorithm, a loss or a s
 builds one from what a user wrote calls `check_bounds`. Imported by every layer; imports only the errors.
 """
 
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -44,10 +45,17 @@ def key(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    default_factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """A field with one sentence, its unit in it, and the bounds of its number; no default means required."""
+    """A field with one sentence, its unit in it, and the bounds of its number; no default means required.
+
+    A default that can change (a mapping) is made by `default_factory`.
+    """
     bounds = Bounds(minimum=minimum, maximum=maximum, above=above, below=below)
-    return field(default=default, metadata={"sentence": sentence, "bounds": bounds})
+    metadata = {"sentence": sentence, "bounds": bounds}
+    if default_factory is not None:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def check_bounds(section: Any, *, prefix: str) -> None:

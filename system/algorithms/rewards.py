@@ -34,42 +34,47 @@ class CombinedRewards:
 
 
 def combine_rewards(
-    terms: Sequence[Sequence[RewardTerm]], *, weights: Mapping[str, float], epsilon: float = 1e-6
+    terms: Sequence[Sequence[RewardTerm]],
+    *,
+    weights: Mapping[str, float],
+    normalise_terms: bool = False,
+    epsilon: float = 1e-6,
 ) -> CombinedRewards:
-    """One reward for each completion of a group, as the weighted sum of its terms.
+    """One reward for each completion of a group, as the weighted sum of its terms:
 
-    With one weighted scorer k the reward is `w_k r_ik`. With several, terms live on different scales
-    (a verdict in {0, 1}, a certainty in nats), so each is normalised within the group first:
+        R_i = sum_k w_k r_ik
+
+    Terms may live on different scales (a verdict in {0, 1}, a certainty in nats). With `normalise_terms` each is
+    normalised within the group first:
 
         R_i = sum_k w_k (r_ik - mean_j r_jk) / (std_j r_jk + epsilon)
 
-    over the valid members j; std is the sample standard deviation, as in `group_advantages`. A term
-    without spread in the group adds nothing. A scorer with weight 0 is only monitored: it neither counts
-    nor makes a completion invalid.
+    over the valid members j; std is the sample standard deviation, as in `group_advantages`. A term without spread in
+    the group adds nothing, and the others keep their weights: so whoever makes advantages of the sum must not divide
+    it by the group's deviation again, which would take all weights out where one term alone has spread. A scorer with
+    weight 0 is only monitored: it neither counts nor makes a completion invalid.
 
     A completion is valid when all its weighted terms are "ok". An invalid one is no zero: it is left out
     of every statistic here and of the group's advantages.
 
     Args:
         terms: G sequences, each with the same scorers in the same order.
-        weights: finite weight by scorer name, for exactly the scorers in `terms`; at least one non-zero.
+        weights: finite weight by scorer name, of scorers in `terms`; at least one non-zero. Others are monitored.
         epsilon: keeps the division finite; >= 0.
 
     Raises:
-        ValueError: no completion, scorers differ between completions or from `weights`, no weighted
-            scorer, a weight that is not finite, or an "ok" term that is not finite.
+        ValueError: no completion, scorers that differ between completions, a weight of a scorer that is not there, no
+            weighted scorer, a weight that is not finite, or an "ok" term that is not finite.
     """
     scorers = _checked_scorers(terms, weights=weights)
-    weighted = [column for column, scorer in enumerate(scorers) if weights[scorer] != 0.0]
+    weighted = [column for column, scorer in enumerate(scorers) if weights.get(scorer, 0.0) != 0.0]
     valid = np.array([all(row[column].status == "ok" for column in weighted) for row in terms], dtype=np.bool_)
     total = np.zeros(len(terms), dtype=np.float64)
     for column in weighted:
         term_values = np.array([row[column].value for row in terms], dtype=np.float64)
         if not np.isfinite(term_values[valid]).all():
             raise ValueError(f"scorer {scorers[column]!r} gave an ok term that is not finite: {term_values.tolist()}")
-        if len(weighted) > 1:
-            # Only a sum of several terms is normalised here: a single one keeps its unit, so that its mean
-            # is readable and advantages without std normalisation (Dr. GRPO) see the reward itself.
+        if normalise_terms:
             term_values = group_advantages(term_values, valid=valid, epsilon=epsilon).astype(np.float64)
         total[valid] += weights[scorers[column]] * term_values[valid]
     return CombinedRewards(values=total.astype(np.float32), valid=valid)
@@ -83,8 +88,8 @@ def _checked_scorers(terms: Sequence[Sequence[RewardTerm]], *, weights: Mapping[
     for row in terms:
         if [term.scorer for term in row] != scorers:
             raise ValueError(f"completions differ in scorers: {scorers} and {[term.scorer for term in row]}")
-    if len(set(scorers)) != len(scorers) or set(scorers) != set(weights):
-        raise ValueError(f"weights must name each scorer once: scorers {scorers}, weights {sorted(weights)}")
+    if len(set(scorers)) != len(scorers) or not set(weights) <= set(scorers):
+        raise ValueError(f"each weight must name one scorer: scorers {scorers}, weights {sorted(weights)}")
     if not all(np.isfinite(weight) for weight in weights.values()):
         raise ValueError(f"weights must be finite, got {dict(weights)}")
     if all(weight == 0.0 for weight in weights.values()):

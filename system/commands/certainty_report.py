@@ -140,7 +140,7 @@ def _recorded_groups(path: Path) -> list[FiledGroup]:
     # recorded lines hold token ids; plain text has no rewards, so it ends in the error below
     filed = [each for file in files for each in read_groups(file, task_name="", tokenise=lambda text: [0] * len(text))]
     for scorer, fix in (
-        (SELF_CERTAINTY, f"reward.{SELF_CERTAINTY}_weight=0 monitors it"),
+        (SELF_CERTAINTY, f"a reward term {{scorer: {SELF_CERTAINTY}, weight: 0}} monitors it"),
         (VERIFIER, "give a file that 'credence select' wrote"),
     ):
         if not any(each.scorer == scorer for filed_group in filed for row in filed_group.group.rewards for each in row):

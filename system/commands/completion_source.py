@@ -43,15 +43,10 @@ def load_monitored_config(
             expected="at least one YAML file before the overrides",
             fix=f"e.g. credence {command} configs/demo.yaml",
         )
-    monitored = [*overrides, f"reward.{SELF_CERTAINTY}_weight=0.0"]
-    try:
-        config = load_config(paths, overrides, check_devices=check_devices)
-        if config.reward.self_certainty_weight is None:  # otherwise it may be the only reward
-            config = load_config(paths, monitored, check_devices=check_devices)
-    except ConfigError:
-        # Keys of the scorer are refused where nothing uses replicas yet; every other mistake is found again.
-        config = load_config(paths, monitored, check_devices=check_devices)
-    # nothing is trained: asking for an answer after every step would cost more than all the rest
+    # Nothing is trained: the weights of the run's own terms say nothing here.
+    monitored = f"reward.terms=[{{scorer: {VERIFIER}}}, {{scorer: {SELF_CERTAINTY}, weight: 0}}]"
+    config = load_config(paths, [*overrides, monitored], check_devices=check_devices)
+    # asking for an answer after every step would cost more than all the rest
     return replace(config, algorithm=replace(config.algorithm, name="grpo"), belief=BeliefConfig())
 
 

@@ -5,13 +5,24 @@ reading the embedded task and a local model's headers; imports neither torch nor
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from learner.schedule import learning_rate_at
+from system.config.imports import label_of
 from system.config.machine import joins_cluster, model_folder, read_safetensors_header
-from system.config.resources import ActorKind, actor_needs, max_candidates, reward_weights, uses_scoring_replicas
-from system.config.schema import EMBEDDED_TASKS, BatchConfig, Config, EvaluationConfig, LearnerConfig, ScorerConfig
+from system.config.resources import ActorKind, actor_needs, max_candidates, uses_scoring_replicas
+from system.config.schema import (
+    EMBEDDED_TASKS,
+    BatchConfig,
+    Config,
+    EvaluationConfig,
+    LearnerConfig,
+    RewardTermConfig,
+    ScorerConfig,
+)
+from system.config.scorers import reward_weights, terms_on
 from system.data.tasks import make_task
 
 _BYTES_OF = {"float32": 4, "bfloat16": 2}
@@ -113,18 +124,22 @@ def actor_notes(config: Config) -> dict[ActorKind, str]:
         f"{scorer.tokens_per_pass:,} tokens in one pass",
         "learner rank": f"DeepSpeed, {learner.dtype}, ZeRO {learner.zero_stage}, {learner.backend}"
         + _learner_memory(config),
-        "reward worker": f"{', '.join(scorer for scorer in reward_weights(reward) if scorer != 'self_certainty')}; "
+        "reward worker": f"{_labels(terms_on(reward, 'answers', 'values'))}; "
         f"{reward.processes_per_worker} child processes of at most {reward.memory_limit_mib} MiB",
     }
 
 
 def _what_replicas_score(config: Config) -> str:
-    parts = ["self-certainty"] if config.reward.self_certainty_weight is not None else []
+    parts = [term.scorer for term in terms_on(config.reward, "policy")]
     candidates = max_candidates(config)
     if candidates is not None:
         others = f" and at most {candidates} candidates" if candidates else ""
         parts.append(f"beliefs over the reference answer{others}")
     return ", ".join(parts)
+
+
+def _labels(terms: Sequence[RewardTermConfig]) -> str:
+    return ", ".join(label_of(term.scorer) for term in terms)
 
 
 def _scoring_weights(scorer: ScorerConfig) -> str:

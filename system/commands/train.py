@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from learner.step_statistics import LEARNER_METRICS
 from system.config.load import dump_yaml, to_dict
 from system.config.machine import model_folder
-from system.config.resources import reward_weights
 from system.config.schema import Config
+from system.config.scorers import reward_weights
 from system.data.prompts import PromptCursor, PromptSource, evaluation_prompts
 from system.data.tasks import make_task
 from system.metrics import MetricTable

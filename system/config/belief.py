@@ -3,8 +3,9 @@
 from dataclasses import fields
 
 from system.config.reference import unread_key
-from system.config.resources import reward_weights, uses_beliefs, uses_environment
+from system.config.resources import uses_beliefs, uses_environment
 from system.config.schema import AlgorithmConfig, Config
+from system.config.scorers import reward_weights
 from system.errors import ConfigError
 
 
@@ -56,11 +57,13 @@ def _check_credit(config: Config) -> None:
             raise unread_key(f"algorithm.{field.name}", given=value, because=because)
     reason = f"with algorithm.name={name}, whose only reward is the verifier's verdict"
     for scorer, weight in reward_weights(config.reward).items():
-        key = f"reward.{scorer}_weight"
+        given = f"{weight:g} x {scorer}"
         if scorer == "verifier" and weight <= 0:
-            raise ConfigError(key, given=weight, expected=f"above 0 {reason}", fix=f"{key}=1.0")
+            raise ConfigError("reward.terms", given=given, expected=f"a weight above 0 {reason}", fix="weight: 1")
         if scorer != "verifier" and weight != 0:
-            raise ConfigError(key, given=weight, expected=f"0 (monitored) or null {reason}", fix=f"{key}=0")
+            raise ConfigError(
+                "reward.terms", given=given, expected=f"weight 0, which only monitors, {reason}", fix="weight: 0"
+            )
 
 
 def _check_environment(config: Config) -> None:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from system.config.belief import check_belief
 from system.config.machine import check_environment
 from system.config.reference import config_keys, section_types, unread_key
-from system.config.resources import reward_weights, uses_scoring_replicas
+from system.config.resources import uses_scoring_replicas
 from system.config.schema import (
     EMBEDDED_TASKS,
     AlgorithmConfig,
@@ -25,6 +25,7 @@ from system.config.schema import (
     ScorerConfig,
     TaskConfig,
 )
+from system.config.scorers import check_terms, reward_weights
 from system.errors import ConfigError
 from system.fields import check_bounds
 
@@ -146,13 +147,21 @@ def check_rollout(rollout: RolloutConfig) -> None:
 
 
 def check_reward(reward: RewardConfig) -> None:
+    check_terms(reward)
     weights = reward_weights(reward)
     if not any(weights.values()):
         raise ConfigError(
-            ", ".join(f"reward.{scorer}_weight" for scorer in weights),
-            given=", ".join(f"{weight:g}" for weight in weights.values()),
+            "reward.terms",
+            given=", ".join(f"{weight:g} x {scorer}" for scorer, weight in weights.items()),
             expected="at least one weight other than 0, or nothing is rewarded",
-            fix="reward.verifier_weight=1.0, or reward.self_certainty_weight=1.0",
+            fix="reward.terms='[{scorer: verifier, weight: 1}]'",
+        )
+    if "verifier" not in weights:
+        raise ConfigError(
+            "reward.terms",
+            given=", ".join(weights),
+            expected="a term of the verifier, which evaluation counts right answers by",
+            fix="add {scorer: verifier, weight: 0}, which only monitors",
         )
     if reward.timeout_seconds >= reward.group_timeout_seconds:
         raise ConfigError(
@@ -165,12 +174,12 @@ def check_reward(reward: RewardConfig) -> None:
 
 def check_programs(reward: RewardConfig, *, completions_per_prompt: int) -> None:
     """What a task whose answers are programs cannot do."""
-    if reward.plurality_weight is not None:
+    if "plurality" in reward_weights(reward):
         raise ConfigError(
-            "reward.plurality_weight",
-            given=reward.plurality_weight,
-            expected="null with task.name=code, as programs cannot be compared with each other",
-            fix="reward.plurality_weight=null",
+            "reward.terms",
+            given="plurality",
+            expected="other scorers with task.name=code, as programs cannot be compared with each other",
+            fix="remove the term",
         )
     rounds = math.ceil(completions_per_prompt / reward.processes_per_worker)
     if rounds * reward.timeout_seconds >= reward.group_timeout_seconds:
@@ -223,7 +232,7 @@ def _refuse_unused(scorer: ScorerConfig) -> None:
     for field in fields(scorer):
         value = getattr(scorer, field.name)
         if value != field.default:
-            because = "neither reward nor algorithm uses scoring replicas (reward.self_certainty_weight=0 starts them)"
+            because = "neither a reward term nor the algorithm uses scoring replicas"
             raise unread_key(f"scorer.{field.name}", given=value, because=because)
 
 

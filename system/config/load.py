@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import InterpolationResolutionError
 
 from system.config.checks import check_config
+from system.config.options import make_options
 from system.config.read import Entry, entries_of, interpolation_error, read_files, read_override
 from system.config.reference import config_keys, describe_type, section_types
 from system.config.schema import Config
@@ -73,7 +74,9 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, c
     `check_devices=False` skips what depends on this machine (processors, GPUs, model folders, keys), for a
     configuration that will run elsewhere. Raises ConfigError.
     """
-    entries = [*read_files(paths), *(entry for text in overrides for entry in read_override(text))]
+    written = [entry for text in overrides for entry in read_override(text)]
+    # names first, as in a file: an algorithm of another name begins with no options
+    entries = [*read_files(paths), *sorted(written, key=lambda entry: not entry.key.endswith(".name"))]
     config = _build(entries)
     try:
         check_config(config, check_devices=check_devices)
@@ -159,21 +162,38 @@ def _build(entries: Sequence[Entry]) -> Config:
 
 
 def _merge_entry(tree: DictConfig, entry: Entry) -> None:
-    annotation = config_keys()[entry.key].annotation
+    section, name = entry.key.split(".")[:2]
+    key = config_keys()[f"{section}.{name}"]
+    if name == "name" and f"{section}.options" in config_keys() and entry.value != tree[section].name:
+        OmegaConf.update(tree, f"{section}.options", {}, merge=False)
     # OmegaConf would turn `name: no` into the text "False" and `enforce_eager: 2` into true.
     is_bool = isinstance(entry.value, bool)
-    is_wrong = not is_bool and isinstance(entry.value, int | float) if annotation is bool else is_bool
+    is_wrong = not is_bool and isinstance(entry.value, int | float) if key.annotation is bool else is_bool
     try:
-        if is_wrong or isinstance(entry.value, Mapping):
+        if (is_wrong and not key.is_mapping) or isinstance(entry.value, Mapping):
             raise ValidationError
-        OmegaConf.update(tree, entry.key, entry.value)
+        item = key.item_type
+        value = entry.value if item is None else _items(entry.value, kind=item, prefix=entry.key)
+        OmegaConf.update(tree, entry.key, value)
     except (ValidationError, TypeError) as error:
         raise _wrong_value(entry.key, entry.value, origin=entry.origin) from error
+
+
+def _items(values: object, *, kind: type, prefix: str) -> list[DictConfig]:
+    """The members of a list of mappings, such as reward.terms. Raises ConfigError, ValidationError for no list."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, Mapping) for value in values):
+        raise ValidationError
+    return [
+        OmegaConf.structured(make_options(kind, value, prefix=f"{prefix}[{number}]"))
+        for number, value in enumerate(values)
+    ]
 
 
 def _resolve_entry(tree: DictConfig, key: str, *, origin: str) -> None:
     try:
         value = OmegaConf.select(tree, key)
+        if OmegaConf.is_config(value):
+            OmegaConf.to_container(value, resolve=True)
     except (InterpolationResolutionError, ValidationError) as error:
         raise interpolation_error(key, error, origin=origin) from error
     numbers = value if isinstance(value, tuple | list) else [value]
@@ -194,7 +214,7 @@ def _refuse_missing(tree: DictConfig) -> None:
 
 
 def _wrong_value(key: str, value: object, *, origin: str) -> ConfigError:
-    expected = describe_type(config_keys()[key].annotation)
+    expected = describe_type(config_keys()[".".join(key.split(".")[:2])].annotation)
     if isinstance(value, float) and not math.isfinite(value):
         expected = f"{expected}, finite"
     return ConfigError(key, given=value, expected=expected, fix=f"change it {origin}")

@@ -119,10 +119,17 @@ def entries_of(values: object, *, origin: str) -> Iterator[Entry]:
                 expected=f"a section with keys such as {next(key for key in keys if key.startswith(section + '.'))}",
                 fix=f"set the section's keys one by one {origin}, or leave the section out",
             )
-        for key, value in content.items():
-            if f"{section}.{key}" not in keys:
+        # a name before its options: an algorithm of another name begins with no options
+        for key, value in sorted(content.items(), key=lambda item: item[0] != "name"):
+            name, _, option = str(key).partition(".")
+            known = keys.get(f"{section}.{name}")
+            if known is None or (option and not known.is_mapping):
                 raise _unknown_key(f"{section}.{key}", value=value, origin=origin)
-            yield Entry(key=f"{section}.{key}", value=value, origin=origin)
+            if known.is_mapping and not option and isinstance(value, Mapping):
+                for each, given in value.items():
+                    yield Entry(key=f"{section}.{name}.{each}", value=given, origin=origin)
+            else:
+                yield Entry(key=f"{section}.{key}", value=value, origin=origin)
 
 
 def _unknown_key(key: str, *, value: object, origin: str) -> ConfigError:

@@ -6,7 +6,7 @@ Called by system/config/load.py and system/cli.py; free of torch, Ray and OmegaC
 import difflib
 import functools
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -34,6 +34,19 @@ class ConfigKey:
     def last_part(self) -> str:
         return self.name.partition(".")[2]
 
+    @property
+    def is_mapping(self) -> bool:
+        """Whether it holds the options of what another key names, each set by its own dotted name."""
+        return get_origin(self.annotation) is dict
+
+    @property
+    def item_type(self) -> type | None:
+        """The dataclass of its items when it is a list of mappings."""
+        if get_origin(self.annotation) is not tuple:
+            return None
+        item: type = get_args(self.annotation)[0]
+        return item if is_dataclass(item) else None
+
 
 @functools.cache
 def section_types() -> dict[str, type]:
@@ -55,13 +68,15 @@ def _keys_of(section: str, kind: type) -> Iterator[ConfigKey]:
             name=f"{section}.{field.name}",
             annotation=hints[field.name],
             default=_default_of(field),
-            is_required=field.default is MISSING,
+            is_required=field.default is MISSING and field.default_factory is MISSING,
             sentence=field.metadata["sentence"],
             bounds=field.metadata["bounds"],
         )
 
 
 def _default_of(field: Field[Any]) -> object:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
     return None if field.default is MISSING else field.default
 
 
@@ -73,6 +88,12 @@ def describe_type(annotation: Any) -> str:
         return " or ".join([*named, "null"] if NoneType in arguments else named)
     if origin is Literal:
         return "one of " + ", ".join(arguments)
+    if origin is dict:
+        return "a mapping"
+    if origin is tuple and arguments[1] is Ellipsis:
+        item = arguments[0]
+        inner = f"mappings with {', '.join(entry.name for entry in fields(item))}" if is_dataclass(item) else "values"
+        return f"a list of {inner}"
     if origin is tuple:
         return f"a list of {len(arguments)} numbers"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[annotation]

@@ -6,7 +6,8 @@ Read by the checks before anything starts, by the plan that --dry-run prints, an
 from dataclasses import dataclass
 from typing import Literal
 
-from system.config.schema import Config, Device, RewardConfig
+from system.config.schema import Config, Device
+from system.config.scorers import terms_on
 
 ActorKind = Literal["rollout worker", "scoring replica", "learner rank", "reward worker"]
 
@@ -43,17 +44,7 @@ def max_candidates(config: Config) -> int | None:
 
 def uses_scoring_replicas(config: Config) -> bool:
     """Whether a reward or the algorithm needs the policy's own weights."""
-    return config.reward.self_certainty_weight is not None or uses_beliefs(config)
-
-
-def reward_weights(reward: RewardConfig) -> dict[str, float]:
-    """Weight by scorer, for every scorer that runs; 0 only monitors."""
-    weights = {
-        "verifier": reward.verifier_weight,
-        "plurality": reward.plurality_weight,
-        "self_certainty": reward.self_certainty_weight,
-    }
-    return {scorer: weight for scorer, weight in weights.items() if weight is not None}
+    return bool(terms_on(config.reward, "policy")) or uses_beliefs(config)
 
 
 def actor_needs(config: Config) -> dict[ActorKind, ActorNeeds]:

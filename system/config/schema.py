@@ -5,7 +5,7 @@ without a default is required; `null` switches a feature off where its sentence 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from system.fields import key
 
@@ -80,6 +80,13 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardTermConfig:
+    scorer: str = key("verifier, plurality, length, overlong, self_certainty, or your own: package.module:Name.")
+    weight: float = key("Weight of the term; 0 only monitors.", 1.0)
+    options: dict[str, Any] = key("What the scorer's own options are set to.", default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     num_workers: int = key("Reward workers (each holds the verifier's child processes).", 1, minimum=1)
     processes_per_worker: int = key("Killable verifier child processes of one worker.", 1, minimum=1)
@@ -89,13 +96,13 @@ class RewardConfig:
     )
     cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.25, minimum=0)
     group_timeout_seconds: float = key("Deadline for scoring one group.", 120.0, above=0)
-    verifier_weight: float = key("Weight of the verifier's term; 0 only monitors.", 1.0)
-    self_certainty_weight: float | None = key(
-        "Weight of the policy's self-certainty (needs scoring replicas); 0 only monitors, null: not computed.", None
+    terms: tuple[RewardTermConfig, ...] = key(
+        "The reward: the weighted sum of these terms. Weight 0 only monitors. A list replaces the whole list.",
+        (RewardTermConfig(scorer="verifier"),),
     )
-    plurality_weight: float | None = key(
-        "Weight of agreement with the group's most frequent answer (GRPO-PV); 0 only monitors, null: not computed.",
-        None,
+    normalise_terms: bool = key(
+        "Normalise each term within its group before they are weighted and added; their sum is not divided again.",
+        False,
     )
 
 

@@ -29,11 +29,18 @@ class ScoredSamples:
 
 
 def make_samples(
-    group: ScoredGroup, *, reward_weights: Mapping[str, float], baseline: Baseline, normalise_std: bool
+    group: ScoredGroup,
+    *,
+    reward_weights: Mapping[str, float],
+    baseline: Baseline,
+    normalise_std: bool,
+    normalise_terms: bool = False,
 ) -> ScoredSamples:
     """GRPO: one advantage for each completion, the same on all its tokens."""
-    rewards = combine_rewards(group.rewards, weights=reward_weights)
-    scalars = group_advantages(rewards.values, valid=rewards.valid, baseline=baseline, normalise_std=normalise_std)
+    rewards = combine_rewards(group.rewards, weights=reward_weights, normalise_terms=normalise_terms)
+    scalars = group_advantages(
+        rewards.values, valid=rewards.valid, baseline=baseline, normalise_std=normalise_std and not normalise_terms
+    )
     advantages = tuple(
         np.full(len(completion.token_ids), advantage, np.float32)
         for completion, advantage in zip(group.completions, scalars, strict=True)

@@ -246,6 +246,7 @@ class Controller:
             reward_weights=self._reward_weights,
             baseline=algorithm.baseline,
             normalise_std=algorithm.normalise_std,
+            normalise_terms=self._config.reward.normalise_terms,
         )
 
     async def _train_on(self, groups: list[ScoredGroup]) -> None:

@@ -19,6 +19,7 @@ from learner.ray_actors import LearnerActor
 from system.config.machine import joins_cluster
 from system.config.resources import actor_needs, max_candidates, uses_beliefs
 from system.config.schema import Config
+from system.config.scorers import terms_on
 from system.errors import ConfigError
 
 ActorHandle = Any  # Ray's handles are proxies without a static type
@@ -102,7 +103,7 @@ class Placement:
             scorer=self._config.scorer,
             model=self._config.model,
             rollout_temperature=self._config.rollout.temperature,
-            scores_certainty=self._config.reward.self_certainty_weight is not None,
+            scores_certainty=bool(terms_on(self._config.reward, "policy")),
             task=self._config.task,
             belief=self._config.belief if uses_beliefs(self._config) else None,
         )

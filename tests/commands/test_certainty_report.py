@@ -106,7 +106,7 @@ def test_a_run_that_did_not_monitor_both_is_told_how(
     assert main(["certainty-report", str(run_folder)]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "reward.self_certainty_weight=0 monitors it" in error or "credence select" in error
+    assert "a reward term {scorer: self_certainty, weight: 0} monitors it" in error or "credence select" in error
     assert error.count("\n") == 1
 
 

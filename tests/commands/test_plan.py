@@ -13,6 +13,8 @@ from system.config.resources import actor_needs
 from system.config.schema import BatchConfig, Config, LearnerConfig
 from system.errors import ConfigError
 
+MONITORED = "reward.terms=[{scorer: verifier}, {scorer: self_certainty, weight: 0}]"
+
 
 def test_one_step_follows_from_the_three_knobs() -> None:
     batch = BatchConfig(prompts_per_step=8, completions_per_prompt=4, tokens_per_microbatch=1000)
@@ -88,18 +90,19 @@ def test_every_actor_is_placed(make_config: Callable[..., Config]) -> None:
 
 def test_scoring_replicas_are_placed_when_a_reward_needs_them(make_config: Callable[..., Config]) -> None:
     config = make_config(
-        "reward.self_certainty_weight=0.5", "scorer.num_workers=2", "scorer.cpus_per_worker=0.25", "scorer.mode=ema"
+        "reward.terms=[{scorer: verifier}, {scorer: self_certainty, weight: 0.5}]",
+        *("scorer.num_workers=2", "scorer.cpus_per_worker=0.25", "scorer.mode=ema"),
     )
     replicas = actor_needs(config)["scoring replica"]
     assert (replicas.count, replicas.cpus, replicas.gpus) == (2, 0.25, 0)
     text = plan_text(config)
-    assert "scoring replica       2  cpu     0.25     0  self-certainty; float32, moving average of the weights" in text
+    assert "scoring replica       2  cpu     0.25     0  self_certainty; float32, moving average of the weights" in text
     assert "learner rank 0 broadcasts to 1 rollout workers and 2 scoring replicas by gloo" in text
     assert "reward: 1 x verifier, 0.5 x self_certainty" in text
 
 
 def test_replicas_on_gpus_may_share_one(minimal_overrides: list[str]) -> None:
-    overrides = ["reward.self_certainty_weight=0", "scorer.device=cuda", "scorer.gpus_per_worker=0.25"]
+    overrides = [MONITORED, "scorer.device=cuda", "scorer.gpus_per_worker=0.25"]
     config = load_config([], [*minimal_overrides, *overrides], check_devices=False)
     assert actor_needs(config)["scoring replica"].gpus == 0.25
 
@@ -113,7 +116,7 @@ def test_the_page_states_the_derivation(make_config: Callable[..., Config]) -> N
 
 
 def test_the_plan_says_what_beliefs_are_over(make_config: Callable[..., Config]) -> None:
-    text = plan_text(make_config("algorithm.name=barl", "belief.max_candidates=3", "reward.self_certainty_weight=0"))
-    assert "self-certainty, beliefs over the reference answer and at most 3 candidates; float32, newest weights" in text
+    text = plan_text(make_config("algorithm.name=barl", "belief.max_candidates=3", MONITORED))
+    assert "self_certainty, beliefs over the reference answer and at most 3 candidates; float32, newest weights" in text
     text = plan_text(make_config("algorithm.name=progress"))
     assert "  beliefs over the reference answer; float32" in text

@@ -172,7 +172,7 @@ def test_a_configuration_is_asked_for(capsys: pytest.CaptureFixture[str]) -> Non
 def test_every_configuration_gets_scoring_replicas(overlay: str | None, overrides: list[str]) -> None:
     paths = [str(CONFIGS / "demo.yaml"), *([str(CONFIGS / "algorithm" / overlay)] if overlay else [])]
     config = load_monitored_config(paths, overrides=overrides, command="select", check_devices=False)
-    assert config.reward.self_certainty_weight is not None
+    assert [term.scorer for term in config.reward.terms] == ["verifier", "self_certainty"]
     assert not uses_beliefs(config)
 
 

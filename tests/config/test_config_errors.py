@@ -25,6 +25,9 @@ class WrongOverride:
     message: str
 
 
+CERTAINTY = "reward.terms=[{scorer: verifier}, {scorer: self_certainty, weight: 1}]"
+
+
 def wrong(*overrides: str, message: str) -> WrongOverride:
     return WrongOverride(overrides=overrides, message=message)
 
@@ -114,22 +117,42 @@ CONTRADICTIONS = [
           r"learner.device=cpu, .*"),
     wrong("rollout.dtype=bfloat16", message=r"weight_sync.canary_tolerance_nats: given 0.0001, expected at least 0.01 "
           r"when .* bfloat16. .*"),
-    wrong("reward.verifier_weight=0", message=r"reward.verifier_weight: given '0', expected at least one weight .*"),
-    wrong("reward.verifier_weight=0", "reward.self_certainty_weight=0", message=r"reward.verifier_weight, "
-          r"reward.self_certainty_weight: given '0, 0', expected at least one weight other than 0, .*"),
-    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected online, as neither reward nor algorithm "
-          r"uses scoring replicas \(.*=0 starts them\). Fix: scorer.mode=online, or remove it \(set on .*"),
-    wrong("reward.self_certainty_weight=1", "scorer.mode=lagged",
+    wrong("reward.terms=[{scorer: verifier, weight: 0}]",
+          message=r"reward.terms: given '0 x verifier', expected at least one weight .*"),
+    wrong("reward.terms=[{scorer: length}]",
+          message=r"reward.terms: given 'length', expected a term of the verifier.*"),
+    wrong("reward.terms=[{scorer: verifyer}]", message=r"reward.terms\[0\].scorer: given 'verifyer', expected one of "
+          r"verifier, plurality, .*Fix: did you mean verifier\?"),
+    wrong("reward.terms=[{scorer: verifier, wieght: 2}]",
+          message=r"reward.terms\[0\].wieght: given 2, expected one of scorer, weight, options.*mean .*weight\?"),
+    wrong("reward.terms=[{scorer: verifier, weight: heavy}]",
+          message=r"reward.terms\[0\].weight: given 'heavy', expected a number. Fix: .*"),
+    wrong("reward.terms=[{scorer: verifier}, {scorer: verifier}]",
+          message=r"reward.terms\[1\].scorer: given 'verifier', expected a scorer that no other term names.*"),
+    wrong("reward.terms=[{scorer: verifier, options: {strict: true}}]",
+          message=r"reward.terms\[0\].options.strict: given True, expected no options. Fix: remove it"),
+    wrong("reward.terms=[{scorer: verifier}, {scorer: overlong, options: {max_tokens: 100}}]",
+          message=r"reward.terms\[1\].options.buffer_tokens: given None, expected a whole number.*"),
+    wrong("reward.terms=[{scorer: verifier}, {scorer: overlong, options: {max_tokens: 0, buffer_tokens: 1}}]",
+          message=r"reward.terms\[1\].options.max_tokens: given 0, expected at least 1.*"),
+    wrong("reward.terms=[{scorer: verifier}, {scorer: 'no.such:Thing'}]",
+          message=r"reward.terms\[1\].scorer: given 'no.such:Thing', expected an import path .*ModuleNotFoundError.*"),
+    wrong("reward.terms=[{scorer: verifier}, {scorer: 'pathlib:Path'}]",
+          message=r"reward.terms\[1\].scorer: given 'pathlib:Path', expected a class with the methods score.*"),
+    wrong("reward.terms=verifier", message=r"reward.terms: given 'verifier', expected a list of mappings .*"),
+    wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected online, as neither a reward term nor the "
+          r"algorithm uses scoring replicas. Fix: scorer.mode=online, or remove it \(set on .*"),
+    wrong(CERTAINTY, "scorer.mode=lagged",
           message=r"scorer.lag_versions: given 0, expected at least 1 with scorer.mode=lagged.*"),
-    wrong("reward.self_certainty_weight=1", "scorer.lag_versions=2",
+    wrong(CERTAINTY, "scorer.lag_versions=2",
           message=r"scorer.lag_versions: given 2, expected .* 0 in every other mode. .*"),
-    wrong("reward.self_certainty_weight=1", "scorer.mode=lagged", "scorer.lag_versions=3", "scorer.max_lag_versions=2",
+    wrong(CERTAINTY, "scorer.mode=lagged", "scorer.lag_versions=3", "scorer.max_lag_versions=2",
           message=r"scorer.max_lag_versions: given 2, expected at least scorer.lag_versions=3. .*"),
-    wrong("reward.self_certainty_weight=1", "scorer.mode=offline", "scorer.max_lag_versions=1",
+    wrong(CERTAINTY, "scorer.mode=offline", "scorer.max_lag_versions=1",
           message=r"scorer.max_lag_versions: given 1, expected null with scorer.mode=offline, .*"),
-    wrong("reward.self_certainty_weight=1", "scorer.tokens_per_pass=199",
+    wrong(CERTAINTY, "scorer.tokens_per_pass=199",
           message=r"scorer.tokens_per_pass: given 199, expected at least 200 = .*"),
-    wrong("reward.self_certainty_weight=1", "scorer.dtype=bfloat16",
+    wrong(CERTAINTY, "scorer.dtype=bfloat16",
           message=r"weight_sync.canary_tolerance_nats: given 0.0001, .* rollout.dtype, scorer.dtype, learner.dtype .*"),
     wrong("reward.timeout_seconds=200", message=r"reward.timeout_seconds: given 200.0, expected less than "
           r"reward.group_timeout_seconds=120. .*"),
@@ -140,8 +163,8 @@ CONTRADICTIONS = [
     wrong("task.name=math", "task.train_path=a.jsonl", message=r"task.test_path: given None, expected a file with .*"),
     wrong("task.name=math", "task.dataset=x/y", "task.test_path=a.jsonl",
           message=r"task.dataset: given 'x/y', expected either a dataset or paths. .*"),
-    wrong("task.name=code", "task.dataset=x/y", "reward.plurality_weight=0",
-          message=r"reward.plurality_weight: given 0.0, expected null with task.name=code, as programs .*"),
+    wrong("task.name=code", "task.dataset=x/y", "reward.terms=[{scorer: verifier}, {scorer: plurality, weight: 0}]",
+          message=r"reward.terms: given 'plurality', expected other scorers with task.name=code, as programs .*"),
     wrong("task.name=code", "task.dataset=x/y", "batch.completions_per_prompt=30",
           message=r"reward.group_timeout_seconds: given 120.0, expected more than 30 \* .* = 150, .*"),
     wrong("task.name=code", "task.dataset=x/y", "algorithm.name=barl", "batch.completions_per_prompt=8",
@@ -153,11 +176,10 @@ CONTRADICTIONS = [
     wrong("algorithm.name=barl", "belief.reference_weight=-1", message=r"belief.reference_weight: .* at least 0. .*"),
     wrong("algorithm.name=progress", "belief.reference_weight=1",
           message=r"belief.reference_weight: given 1.0, expected 0.0, as algorithm.name=progress .*"),
-    wrong("algorithm.name=barl", "reward.self_certainty_weight=0.5",
-          message=r"reward.self_certainty_weight: given 0.5, expected 0 \(monitored\) or null with algorithm.name=barl,"
-          r" whose only reward is the verifier's verdict. Fix: reward.self_certainty_weight=0 .*"),
-    wrong("algorithm.name=barl", "reward.verifier_weight=-1",
-          message=r"reward.verifier_weight: given -1.0, expected above 0 with algorithm.name=barl, .*"),
+    wrong("algorithm.name=barl", CERTAINTY,
+          message=r"reward.terms: given '1 x self_certainty', expected weight 0, which only monitors, with .*"),
+    wrong("algorithm.name=barl", "reward.terms=[{scorer: verifier, weight: -1}]",
+          message=r"reward.terms: given '-1 x verifier', expected a weight above 0 with algorithm.name=barl, .*"),
     wrong("algorithm.name=barl", "algorithm.normalise_std=false",
           message=r"algorithm.normalise_std: given False, expected true, as algorithm.name=barl .*"),
     wrong("algorithm.name=barl", "belief.hypotheses=000",
@@ -190,7 +212,7 @@ NOT_ON_THIS_MACHINE = [
           rf"'actors that reserve 500.75 CPUs', expected at most the {CPUS} CPUs of this machine. .*"),
     wrong("learner.device=cuda", "learner.backend=nccl", message=r"learner.num_ranks: given "
           r"'1 GPUs \(1 for learner ranks\)', expected at most the 0 GPUs .*"),
-    wrong("reward.self_certainty_weight=1", "scorer.device=cuda", message=r"scorer.num_workers: given "
+    wrong(CERTAINTY, "scorer.device=cuda", message=r"scorer.num_workers: given "
           r"'1 GPUs \(1 for scoring replicas\)', expected at most the 0 GPUs .*"),
     wrong("tracker.wandb_mode=online", message=r"tracker.wandb_mode: given 'online', expected an API key in .*"),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ def test_barl_trains_on_beliefs_of_the_version_that_generated(tmp_path: Path) ->
         algorithm__name="barl",
         belief__max_candidates=3,
         scorer__cpus_per_worker=0.25,
-        reward__self_certainty_weight=0,
+        reward__terms="[{scorer: verifier}, {scorer: self_certainty, weight: 0}]",
         evaluation__every_updates="null",
     )
     require_success(run(arguments))

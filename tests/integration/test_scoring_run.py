@@ -21,8 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 INTUITOR: dict[str, Any] = {
     "run__num_updates": 5,
-    "reward__verifier_weight": 0,
-    "reward__self_certainty_weight": 1,
+    "reward__terms": "[{scorer: verifier, weight: 0}, {scorer: self_certainty}]",
     "scorer__cpus_per_worker": 0.25,
     "algorithm__kl_coefficient": 0.05,
 }
@@ -80,7 +79,11 @@ def test_an_average_of_the_weights_survives_a_resume(tmp_path: Path) -> None:
 
 
 def test_an_offline_scorer_stays_at_the_base_model_and_a_mixture_rewards_both(tmp_path: Path) -> None:
-    mixture = {"reward__verifier_weight": 0.5, "reward__self_certainty_weight": 0.5, "scorer__mode": "offline"}
+    mixture = {
+        "reward__terms": "[{scorer: verifier, weight: 0.5}, {scorer: self_certainty, weight: 0.5}]",
+        "reward__normalise_terms": True,
+        "scorer__mode": "offline",
+    }
     require_success(run(command(tmp_path, **INTUITOR | mixture | {"run__num_updates": 3})))
     metrics = [line["metrics"] for line in metric_lines(tmp_path / "small")[1:]]
     assert [line["scorer/lag_max_versions"] for line in metrics] == [0, 1, 2]
