@@ -1,4 +1,4 @@
-"""The learner's part of a checkpoint, and the export in Hugging Face format.
+"""The learner's part of a checkpoint.
 
 The caller gives an empty temporary folder and renames it when all ranks are done; a folder seen under its final
 name is complete. All ranks call these functions with the same folder, on a file system that they share.
@@ -8,12 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig
-
 from learner.deepspeed_engine import DeepSpeedEngine
+from system.data.file_stamps import FileStamp, stamp_files
 from system.errors import CheckpointError
 
 _STATE_FILE = "learner.json"
@@ -29,18 +25,21 @@ class LearnerState:
     dtype: str
 
 
-def save_checkpoint(directory: str, *, engine: DeepSpeedEngine, state: LearnerState, rank: int) -> None:
-    """Writes parameters, optimizer state (all ranks) and `state` (rank 0)."""
-    engine.save(directory)
+def save_checkpoint(directory: str, *, engine: DeepSpeedEngine, state: LearnerState, rank: int) -> dict[str, FileStamp]:
+    """Writes parameters, optimizer state (all ranks) and `state` (rank 0); the files of this rank, by path."""
+    files = engine.save(directory)
     if rank == 0:
-        (Path(directory) / _STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
+        path = Path(directory) / _STATE_FILE
+        path.write_text(json.dumps(asdict(state), indent=2) + "\n")
+        files.append(path)
+    return stamp_files(files)
 
 
 def load_checkpoint(directory: str, *, engine: DeepSpeedEngine, expected: LearnerState) -> LearnerState:
     """Restores the engine and returns the saved state.
 
-    Raises CheckpointError when the folder is incomplete, or was written with other ranks, ZeRO stage or
-    precision than `expected` (whose policy_version is ignored): optimizer shards would not fit.
+    Raises CheckpointError when the folder is incomplete, is of another policy version than `expected`, or was written
+    with other ranks, ZeRO stage or precision: optimizer shards would not fit.
     """
     path = Path(directory) / _STATE_FILE
     try:
@@ -49,6 +48,10 @@ def load_checkpoint(directory: str, *, engine: DeepSpeedEngine, expected: Learne
         raise CheckpointError(f"{directory} holds no learner checkpoint: {_STATE_FILE} is missing") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if state.policy_version != expected.policy_version:
+        raise CheckpointError(
+            f"{path} is of policy version {state.policy_version}, but the run state says {expected.policy_version}"
+        )
     for name in ("num_ranks", "zero_stage", "dtype"):
         saved, wanted = getattr(state, name), getattr(expected, name)
         if saved != wanted:
@@ -58,54 +61,3 @@ def load_checkpoint(directory: str, *, engine: DeepSpeedEngine, expected: Learne
             )
     engine.load(directory)
     return state
-
-
-def export_hf(
-    directory: str,
-    *,
-    weights: dict[str, Tensor],
-    config: PretrainedConfig,
-    model_path: str,
-    revision: str | None,
-    trust_remote_code: bool,
-    max_bytes_per_file: int = 5_000_000_000,  # the Hub's convention
-) -> None:
-    """Writes config, safetensors and tokenizer files that transformers and vLLM load; rank 0 only.
-
-    `weights` has HF names; a tied LM head is left out and config.json says that it is tied.
-    """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizer.save_pretrained(folder)
-    files = _split_by_size(weights, max_bytes=max_bytes_per_file)
-    if len(files) == 1:
-        _write(files[0], path=folder / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for number, part in enumerate(files, start=1):
-        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        _write(part, path=folder / name)
-        weight_map.update(dict.fromkeys(part, name))
-    total = sum(tensor.nbytes for tensor in weights.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _split_by_size(weights: dict[str, Tensor], *, max_bytes: int) -> list[dict[str, Tensor]]:
-    files: list[dict[str, Tensor]] = [{}]
-    num_bytes = 0
-    for name, tensor in weights.items():
-        if files[-1] and num_bytes + tensor.nbytes > max_bytes:
-            files.append({})
-            num_bytes = 0
-        files[-1][name] = tensor
-        num_bytes += tensor.nbytes
-    return files
-
-
-def _write(weights: dict[str, Tensor], *, path: Path) -> None:
-    # ZeRO keeps parameters as views of one flat buffer; safetensors wants each tensor in its own memory.
-    own = {name: tensor.to(torch.device("cpu"), copy=True) for name, tensor in weights.items()}
-    save_file(own, path, metadata={"format": "pt"})

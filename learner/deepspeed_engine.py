@@ -5,8 +5,11 @@ DeepSpeed is imported when the engine starts, because it fixes its accelerator a
 
 import logging
 import os
+import pickle
+import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -104,15 +107,21 @@ class DeepSpeedEngine:
                     weights.update((name, parameter.detach().clone()) for name, parameter in bucket)
         return weights
 
-    def save(self, directory: str) -> None:
-        """Writes parameters and optimizer state of all ranks into `directory`."""
+    def save(self, directory: str) -> list[Path]:
+        """Writes parameters and optimizer state of all ranks into `directory`; the files that this rank wrote."""
         self._engine.save_checkpoint(directory, tag=_CHECKPOINT_TAG, save_latest=False)
+        return [path for path in Path(directory).rglob("*") if path.is_file() and _writer(path) == self._rank]
 
     def load(self, directory: str) -> None:
-        """Restores what `save` wrote. Raises CheckpointError when nothing is there."""
+        """Restores what `save` wrote. Raises CheckpointError when it is no checkpoint, or holds more than data."""
         if not any(Path(directory, _CHECKPOINT_TAG).glob("*.pt")):
             raise CheckpointError(f"{directory} holds no complete DeepSpeed checkpoint")
-        self._engine.load_checkpoint(directory, tag=_CHECKPOINT_TAG)
+        try:
+            with _only_data_is_unpickled():
+                self._engine.load_checkpoint(directory, tag=_CHECKPOINT_TAG)
+        except pickle.UnpicklingError as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{directory} holds what is no data of a checkpoint: {reason}") from error
 
     def synchronise(self) -> None:
         """Waits for the device, so that wall-clock times belong to the phase that caused them."""
@@ -170,6 +179,27 @@ def deepspeed_settings(config: LearnerConfig) -> dict[str, Any]:
         # Without ZeRO, DeepSpeed accumulates in the parameters' own precision only.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
+
+
+def _writer(path: Path) -> int:
+    """The rank that writes a file of a DeepSpeed checkpoint: parts are numbered, rank 0 writes the rest."""
+    part = re.search(r"zero_pp_rank_(\d+)_", path.name)
+    return int(part[1]) if part else 0
+
+
+@contextmanager
+def _only_data_is_unpickled() -> Iterator[None]:
+    """DeepSpeed asks torch for a whole unpickler, which would execute what a file tells it to."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
 
 
 def _buckets(named: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from learner.checkpoint import LearnerState, export_hf, load_checkpoint, save_checkpoint
+from learner.checkpoint import LearnerState, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
+from learner.export import export_hf
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepStatistics, step_metrics
 from system.config.schema import AlgorithmConfig, LearnerConfig
+from system.data.file_stamps import FileStamp
 from system.losses.clipped_surrogate import clipped_surrogate
 from system.losses.kl import k3_kl
 from system.numerics.logprobs import TokenStatistics, require_finite
 from system.numerics.masking import loss_token_weights, sequence_index, weighted_sum
 from system.numerics.packed_attention import PackedLayout
-from system.numerics.policy_model import PolicyModel, load_policy_model, sequence_statistics
+from system.numerics.policy_model import PolicyModel, load_policy_model, persistent_buffers, sequence_statistics
 from system.records import FloatArray, PackedMicroBatch, StepResult
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -70,7 +73,7 @@ class Learner:
         torch.set_num_threads(self._config.threads_per_rank)
         join_process_group(config=self._config, rank=self._rank, num_ranks=self._num_ranks, host=host, port=port)
         policy = self._load_model(gradient_checkpointing=self._config.gradient_checkpointing)
-        self._model_config = policy.causal_lm.config
+        self._buffers = persistent_buffers(policy)
         self._reference: PolicyModel | None = None
         if self._algorithm.kl_coefficient > 0:
             self._reference = self._load_model(gradient_checkpointing=False).requires_grad_(False)
@@ -193,28 +196,26 @@ class Learner:
         logprobs: FloatArray = statistics.logprobs.cpu().numpy()
         return logprobs
 
-    def save_checkpoint(self, directory: str) -> None:
+    def save_checkpoint(self, directory: str) -> dict[str, FileStamp]:
         """Writes this rank's part into a folder shared by all ranks; the caller renames it when all are done."""
-        save_checkpoint(directory, engine=self._engine, state=self._state(), rank=self._rank)
+        return save_checkpoint(directory, engine=self._engine, state=self._state(), rank=self._rank)
 
-    def load_checkpoint(self, directory: str) -> None:
+    def load_checkpoint(self, directory: str, *, policy_version: int) -> None:
         """Continues where `save_checkpoint` stood. Raises CheckpointError when it does not fit."""
-        state = load_checkpoint(directory, engine=self._engine, expected=self._state())
-        self._policy_version = state.policy_version
+        expected = replace(self._state(), policy_version=policy_version)
+        load_checkpoint(directory, engine=self._engine, expected=expected)
+        self._policy_version = policy_version
 
-    def export_hf(self, directory: str) -> None:
-        """Rank 0 writes a folder that transformers and vLLM load."""
+    def export_hf(self, directory: str) -> dict[str, FileStamp]:
+        """Rank 0 writes a folder that transformers and vLLM load; the files of this rank, by path."""
+        files: dict[str, FileStamp] = {}
         weights = self.gather_full_weights()
         if self._rank == 0:
-            export_hf(
-                directory,
-                weights=weights,
-                config=self._model_config,
-                model_path=self._model_path,
-                revision=self._revision,
-                trust_remote_code=self._trust_remote_code,
+            files = export_hf(
+                directory, weights=weights | self._buffers, model_path=self._model_path, revision=self._revision
             )
         torch.distributed.barrier()
+        return files
 
     def shutdown(self) -> None:
         """Leaves the group; safe to call when `start` did not finish."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from system.config.machine import model_folder
 from system.config.schema import AlgorithmConfig, LearnerConfig, ModelConfig
+from system.data.file_stamps import FileStamp
 from system.records import FloatArray, PackedMicroBatch, StepResult, WeightGroupSpec, WeightsManifest
 
 if TYPE_CHECKING:
@@ -86,17 +88,23 @@ class LearnerActor:
         """Collective over all ranks (ZeRO-3 shards the parameters)."""
         return self._learner.canary_logprobs(token_ids)
 
-    def save_checkpoint(self, directory: str) -> None:
-        self._learner.save_checkpoint(directory)
+    def sees_file(self, path: str, text: str) -> bool:
+        """Whether this node finds `text` in the file."""
+        try:
+            return Path(path).read_text() == text
+        except OSError:
+            return False
 
-    def load_checkpoint(self, directory: str) -> int:
-        """Returns the policy version that was loaded."""
-        self._learner.load_checkpoint(directory)
-        return self._learner.policy_version
+    def save_checkpoint(self, directory: str) -> dict[str, FileStamp]:
+        """The files that this rank wrote, by path."""
+        return self._learner.save_checkpoint(directory)
 
-    def export_hf(self, directory: str) -> None:
-        """Collective over all ranks; rank 0 writes."""
-        self._learner.export_hf(directory)
+    def load_checkpoint(self, directory: str, policy_version: int) -> None:
+        self._learner.load_checkpoint(directory, policy_version=policy_version)
+
+    def export_hf(self, directory: str) -> dict[str, FileStamp]:
+        """Collective over all ranks; rank 0 writes, and returns its files by path."""
+        return self._learner.export_hf(directory)
 
     def shutdown(self) -> None:
         self._sender.close()

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from system.config.load import dump_yaml, load_config, load_resumed_config, split_inputs
+from system.config.load import dump_yaml, load_config, load_resumed_config, split_inputs, split_resume
 from system.config.reference import reference_text
 from system.config.schema import Config
 from system.errors import ConfigError, CredenceError
@@ -79,7 +79,10 @@ def _train(arguments: list[str]) -> int:
         "--dry-run", action="store_true", help="print configuration, derivation and placement, and stop"
     )
     parser.add_argument(
-        "--resume", metavar="RUN_DIR", help="continue this run; its own configuration is read from there"
+        "--resume",
+        metavar="RUN_DIR[@UPDATE]",
+        help="continue this run from its newest checkpoint, or from that of an update; "
+        "its own configuration is read from there",
     )
     options = parser.parse_intermixed_args(arguments)
     paths, overrides = split_inputs(options.inputs)
@@ -99,7 +102,7 @@ def _train(arguments: list[str]) -> int:
 
 def _load(paths: Sequence[str], *, overrides: Sequence[str], resume: str | None) -> Config:
     if resume is not None:
-        return load_resumed_config(resume, paths, overrides)
+        return load_resumed_config(split_resume(resume)[0], paths, overrides)
     if not paths:
         raise ConfigError(
             "CONFIG",

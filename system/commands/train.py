@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from learner.step_statistics import LEARNER_METRICS
-from system.config.load import dump_yaml, to_dict
+from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.machine import model_folder
 from system.config.schema import Config
 from system.config.scorers import reward_weights
@@ -30,13 +30,7 @@ from system.reports.recorder import Recorder
 from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
 from system.reports.tracker import Tracker
-from system.runtime.checkpoint import (
-    CheckpointStore,
-    RunState,
-    learner_directory,
-    load_run_state,
-    scorer_directory,
-)
+from system.runtime.checkpoint import CheckpointStore, RunState, scorer_directory
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
@@ -86,25 +80,31 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
 
 
 def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
-    """A new folder run.directory/run.name (or the next free -2, -3, ...), or the one to resume."""
+    """The folder of a new run, run.directory/run.name (or the next free -2, -3, ...), or the one to resume.
+
+    A new one is made when Ray runs. Raises CheckpointError for a checkpoint that is not whole.
+    """
     if resume is not None:
-        path = Path(resume).resolve()
+        directory, policy_version = split_resume(resume)
+        path = Path(directory).resolve()
         checkpoints = CheckpointStore(path, keep=config.checkpoint.keep)
         checkpoints.discard_partial()
-        latest = checkpoints.latest()
-        return RunFolder(path=path, checkpoints=checkpoints, resumed_from=latest, resumed=load_run_state(latest))
+        checkpoint, state = checkpoints.open(policy_version)
+        for newer in checkpoints.set_newer_aside(checkpoint):
+            print(f"{newer.name} belongs to another continuation: set aside as {newer.name}.superseded")
+        return RunFolder(path=path, checkpoints=checkpoints, resumed_from=checkpoint, resumed=state)
     wanted = Path(config.run.directory).resolve() / config.run.name
     path, number = wanted, 1
     while path.exists():
         number += 1
         path = wanted.with_name(f"{wanted.name}-{number}")
-    path.mkdir(parents=True)
     return RunFolder(
         path=path, checkpoints=CheckpointStore(path, keep=config.checkpoint.keep), resumed_from=None, resumed=None
     )
 
 
 async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable[[], float]) -> None:
+    folder.path.mkdir(parents=True, exist_ok=folder.resumed is not None)
     recorder = Recorder(folder.path)
     recorder.write_config(dump_yaml(config))
     recorder.write_environment()
@@ -153,7 +153,7 @@ async def _train_with_actors(
     try:
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
-            starts.create_task(_start_learner(learner_group, config=config, checkpoint=folder.resumed_from))
+            starts.create_task(_start_learner(learner_group, config=config, folder=folder))
             starts.create_task(pools.start(config))
         if pools.scoring is not None and folder.resumed_from is not None:
             await pools.scoring.load_state(scorer_directory(folder.resumed_from))
@@ -176,15 +176,16 @@ async def _train_with_actors(
         )
 
 
-async def _start_learner(learner_group: LearnerGroup, *, config: Config, checkpoint: Path | None) -> None:
+async def _start_learner(learner_group: LearnerGroup, *, config: Config, folder: RunFolder) -> None:
+    await learner_group.check_folder_is_shared(folder.path)
     await learner_group.start(
         model=config.model,
         algorithm=config.algorithm,
         num_updates=config.run.num_updates,
         temperature=config.rollout.temperature,
     )
-    if checkpoint is not None:
-        await learner_group.load_checkpoint(str(learner_directory(checkpoint)))
+    if folder.resumed is not None and folder.resumed_from is not None:
+        await learner_group.load_checkpoint(folder.resumed_from, policy_version=folder.resumed.policy_version)
 
 
 def _connect(

@@ -92,6 +92,14 @@ def _with_origin(error: ConfigError, entries: Sequence[Entry]) -> ConfigError:
     return error.with_fix(f"{error.fix} (set {' and '.join(places)})") if places else error
 
 
+def split_resume(text: str) -> tuple[str, int | None]:
+    """Folder and policy version of `RUN_DIR` or `RUN_DIR@VERSION`; None: the newest checkpoint."""
+    folder, at, version = text.rpartition("@")
+    if not at or not version.isdecimal() or Path(text).is_dir():
+        return text, None
+    return folder, int(version)
+
+
 def load_resumed_config(run_dir: str | Path, paths: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
     """The configuration of an existing run with changes. Raises ConfigError for a key that a resume may not change."""
     saved_path = Path(run_dir) / "config.yaml"

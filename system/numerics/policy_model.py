@@ -134,6 +134,12 @@ def load_policy_model(
     return PolicyModel(causal_lm).to(device).train()
 
 
+def persistent_buffers(model: PolicyModel) -> dict[str, Tensor]:
+    """What belongs to the model's files besides parameters (a router's correction bias, say), by HF name."""
+    names = {name for name, _ in model.causal_lm.named_parameters(remove_duplicate=False)}
+    return {name: tensor for name, tensor in model.causal_lm.state_dict().items() if name not in names}
+
+
 def sequence_statistics(
     model: nn.Module, token_ids: Sequence[int], *, device: torch.device, temperature: float
 ) -> TokenStatistics:

@@ -1,22 +1,28 @@
 """Checkpoints of a run: a folder is either complete under its final name, or it is not there.
 
-    RUN_DIR/checkpoints/update_000050.partial/   while it is written
-    RUN_DIR/checkpoints/update_000050/           state.json, learner/ (DeepSpeed), policy/ (Hugging Face format),
-                                                 scorer/ (average or past weights of the scoring replicas)
+    RUN_DIR/checkpoints/update_000050.partial/      while it is written
+    RUN_DIR/checkpoints/update_000050/              state.json, learner/ (DeepSpeed), policy/ (Hugging Face format),
+                                                    scorer/ (average or past weights of the scoring replicas)
+    RUN_DIR/checkpoints/update_000050.superseded/   left behind when the run was resumed from an older one
+
+state.json is written last. It holds the run state, the size and hash of every other file, and a hash of itself;
+all of them are checked before anything is loaded.
 
 Written by the controller; read by `credence train --resume` and `credence evaluate`.
 """
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
+from system.data.file_stamps import FileStamp, faults, stamp_files, sync_folder, write_synced
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
@@ -63,12 +69,30 @@ class CheckpointStore:
         directory.mkdir(parents=True)
         return directory
 
-    def commit(self, directory: Path, state: RunState) -> Path:
-        """Write the run state last, give the folder its final name, and delete the oldest beyond `keep`."""
-        (directory / _STATE_FILE).write_text(json.dumps(_to_json(state), indent=1))
+    def commit(self, directory: Path, state: RunState, *, written: Mapping[str, FileStamp]) -> Path:
+        """Write the run state last, give the folder its final name, and delete the oldest beyond `keep`.
+
+        `written`: what the learner ranks wrote, by path. Raises CheckpointError when this node does not see it.
+        """
+        files = {str(Path(path).relative_to(directory)): stamp for path, stamp in written.items()}
+        here = [path for path in directory.rglob("*") if path.is_file()]
+        sizes = {str(path.relative_to(directory)): path.stat().st_size for path in here}
+        for name, stamp in files.items():
+            if sizes.get(name) != stamp["bytes"]:
+                raise CheckpointError(
+                    f"{directory / name} was written by a learner rank, but the controller's node sees "
+                    f"{sizes.get(name, 'nothing')} of its {stamp['bytes']} bytes. Fix: run.directory on a file system "
+                    "that all nodes share"
+                )
+        others = stamp_files(path for path in here if str(path) not in written)
+        files |= {str(Path(path).relative_to(directory)): stamp for path, stamp in others.items()}
+        write_synced(directory / _STATE_FILE, _render(_to_json(state), files=files))
+        for folder in (path for path in (directory, *directory.rglob("*")) if path.is_dir()):
+            sync_folder(folder)
         final = directory.with_suffix("")
         shutil.rmtree(final, ignore_errors=True)
         directory.rename(final)
+        sync_folder(self._directory)
         for old in self.complete()[: -self._keep]:
             shutil.rmtree(old)
         return final
@@ -92,6 +116,47 @@ class CheckpointStore:
             )
         return complete[-1]
 
+    def open(self, policy_version: int | None) -> tuple[Path, RunState]:
+        """The checkpoint of a policy version (None: the newest) with its state, every file of it checked.
+
+        Raises CheckpointError, which names the first file that is not as it was saved and the newest checkpoint that
+        is whole.
+        """
+        latest = self.latest()
+        chosen = latest if policy_version is None else self._directory / f"update_{policy_version:06d}"
+        if chosen not in self.complete():
+            there = ", ".join(str(_version(path)) for path in self.complete())
+            raise CheckpointError(f"{chosen} is not there; this run has finished checkpoints of the updates {there}.")
+        try:
+            return chosen, load_run_state(chosen)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {self._advice(but=chosen)}") from error
+
+    def set_newer_aside(self, checkpoint: Path) -> list[Path]:
+        """Rename those newer than `checkpoint`, from which the run goes on: they belong to another continuation."""
+        newer = [path for path in self.complete() if _version(path) > _version(checkpoint)]
+        for path in newer:
+            aside = path.with_suffix(".superseded")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        return newer
+
+    def _advice(self, *, but: Path) -> str:
+        for path in reversed([path for path in self.complete() if path != but]):
+            try:
+                load_run_state(path)
+            except CheckpointError:
+                continue
+            return (
+                f"The newest whole checkpoint is {path.name}: "
+                f"credence train --resume {self._directory.parent}@{_version(path)}"
+            )
+        return "No other checkpoint of this run is whole: start it again without --resume."
+
+
+def _version(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("update_"))
+
 
 def learner_directory(checkpoint: Path) -> Path:
     return checkpoint / "learner"
@@ -106,22 +171,45 @@ def scorer_directory(checkpoint: Path) -> Path:
 
 
 def load_run_state(checkpoint: Path) -> RunState:
-    """Raises CheckpointError when the file is missing or damaged."""
+    """The state of a checkpoint whose files are all as they were saved.
+
+    Raises CheckpointError with the first file that is missing, cut off or changed.
+    """
     path = checkpoint / _STATE_FILE
     try:
-        data = json.loads(path.read_text())
-        return RunState(
-            policy_version=data["policy_version"],
-            cursor=PromptCursor(**data["cursor"]),
-            ledger=data["ledger"],
-            outstanding={int(group_id): _prompt(prompt) for group_id, prompt in data["outstanding"].items()},
-            completion_tokens=data["completion_tokens"],
-            seconds=data["seconds"],
-            canary_max_abs_diff=data["canary_max_abs_diff"],
-            guards=data["guards"],
-        )
+        text = path.read_text()
+        data = json.loads(text)
+        state, files = data["state"], data["files"]
+        if text != _render(state, files=files):
+            raise CheckpointError(f"{path} has other content than was saved")
+        loaded = _from_json(state)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read as a run state: {error!r}. Resume from another one.") from error
+        raise CheckpointError(f"{path} cannot be read as a run state: {error!r}") from error
+    if loaded.policy_version != _version(checkpoint):
+        raise CheckpointError(f"{path} is of policy version {loaded.policy_version}, but lies in {checkpoint.name}")
+    for fault in faults(files, folder=checkpoint):
+        raise CheckpointError(fault)
+    return loaded
+
+
+def _render(state: dict[str, object], *, files: Mapping[str, FileStamp]) -> str:
+    """The text of state.json, the same for the same content: comparing it notices any change."""
+    content = {"files": files, "state": state}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1, sort_keys=True) + "\n"
+
+
+def _from_json(data: dict[str, Any]) -> RunState:
+    return RunState(
+        policy_version=data["policy_version"],
+        cursor=PromptCursor(**data["cursor"]),
+        ledger=data["ledger"],
+        outstanding={int(group_id): _prompt(prompt) for group_id, prompt in data["outstanding"].items()},
+        completion_tokens=data["completion_tokens"],
+        seconds=data["seconds"],
+        canary_max_abs_diff=data["canary_max_abs_diff"],
+        guards=data["guards"],
+    )
 
 
 def _to_json(state: RunState) -> dict[str, object]:

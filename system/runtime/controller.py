@@ -36,13 +36,7 @@ from system.records import Prompt, Sampling, ScoredGroup
 from system.reports.guards import HackingGuards
 from system.reports.reporter import Reporter
 from system.reports.step_metrics import add_batch_metrics, add_belief_shares, add_group_metrics
-from system.runtime.checkpoint import (
-    CheckpointStore,
-    RunState,
-    learner_directory,
-    policy_directory,
-    scorer_directory,
-)
+from system.runtime.checkpoint import CheckpointStore, RunState, scorer_directory
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
@@ -140,6 +134,10 @@ class Controller:
                 if self.outcome.policy_version == 0:
                     self.outcome.before = await self._evaluate(is_final=True)
                     self._log(())
+                else:
+                    # The line of this version was logged by the session before; what its weights took to send again
+                    # belongs to no update.
+                    self._metrics = self._reporter.new_metrics()
                 self._published_time = time.perf_counter()
                 for group_id, prompt in self._outstanding.items():
                     self._start_rollout(loops, group_id, prompt=prompt)
@@ -331,11 +329,10 @@ class Controller:
         parts, version = self._parts, self.outcome.policy_version
         with self._phase("checkpoint"):
             directory = parts.checkpoints.partial_directory(version)
-            await parts.learner_group.save_checkpoint(str(learner_directory(directory)))
-            await parts.learner_group.export_hf(str(policy_directory(directory)))
+            written = await parts.learner_group.save_checkpoint(directory)
             if parts.scoring_pool is not None:
                 await parts.scoring_pool.save_state(scorer_directory(directory))
-            parts.checkpoints.commit(directory, self._state)
+            await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
 
     def _run_state(self) -> RunState:
         return RunState(

@@ -7,14 +7,18 @@ not answer ends the run with an error that names it.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayActorError
 
 from system.config.schema import AlgorithmConfig, LearnerConfig, ModelConfig
-from system.errors import LearnerDiedError
+from system.data.file_stamps import FileStamp, write_synced
+from system.errors import ConfigError, LearnerDiedError
 from system.records import FloatArray, StepResult, TrainingBatch, WeightGroupSpec, WeightsManifest
+from system.runtime.checkpoint import learner_directory, policy_directory
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
 
@@ -69,15 +73,43 @@ class LearnerGroup:
         """float32[len(token_ids) - 1], nats."""
         return (await self._all("canary_logprobs", seconds=self._transfer_seconds, token_ids=list(token_ids)))[0]
 
-    async def save_checkpoint(self, directory: str) -> None:
-        await self._all("save_checkpoint", seconds=self._config.step_timeout_seconds, directory=directory)
+    async def check_folder_is_shared(self, folder: Path) -> None:
+        """Raise ConfigError unless every rank's node sees what is written into `folder` here."""
+        token = secrets.token_hex(16)
+        probe = folder / f".shared-{token}"
+        write_synced(probe, token)
+        try:
+            seconds = self._config.start_timeout_seconds
+            answers = await self._all("sees_file", seconds=seconds, path=str(probe), text=token)
+        finally:
+            probe.unlink()
+        blind = [str(rank) for rank, sees in enumerate(answers) if not sees]
+        if blind:
+            raise ConfigError(
+                "run.directory",
+                given=str(folder),
+                expected=f"a folder that all nodes share; learner rank {', '.join(blind)} sees another one there, and "
+                "every rank writes its part of a checkpoint",
+                fix="a folder on a shared file system, or learner ranks on the node of the controller",
+            )
 
-    async def load_checkpoint(self, directory: str) -> int:
-        """Returns the policy version of the checkpoint."""
-        return (await self._all("load_checkpoint", seconds=self._config.start_timeout_seconds, directory=directory))[0]
+    async def save_checkpoint(self, directory: Path) -> dict[str, FileStamp]:
+        """Every rank's part of the learner, and the policy in Hugging Face format; their files by path."""
+        files: dict[str, FileStamp] = {}
+        for method, part in (("save_checkpoint", learner_directory), ("export_hf", policy_directory)):
+            seconds = self._config.step_timeout_seconds
+            for written in await self._all(method, seconds=seconds, directory=str(part(directory))):
+                files |= written
+        return files
 
-    async def export_hf(self, directory: str) -> None:
-        await self._all("export_hf", seconds=self._config.step_timeout_seconds, directory=directory)
+    async def load_checkpoint(self, directory: Path, *, policy_version: int) -> None:
+        """Raises CheckpointError when the ranks' parts are of another policy version."""
+        await self._all(
+            "load_checkpoint",
+            seconds=self._config.start_timeout_seconds,
+            directory=str(learner_directory(directory)),
+            policy_version=policy_version,
+        )
 
     async def shutdown(self, *, seconds: float) -> None:
         """Ask for a clean exit, then kill whatever is left. Never raises on a dead rank."""

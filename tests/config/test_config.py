@@ -15,6 +15,7 @@ from system.config.load import (
     flatten,
     load_config,
     load_resumed_config,
+    split_resume,
     to_dict,
 )
 from system.config.machine import joins_cluster, num_visible_gpus
@@ -132,6 +133,14 @@ def test_a_resumed_run_may_run_longer_with_more_workers(tmp_path: Path, make_con
     assert load_resumed_config(run_dir) == config
     resumed = load_resumed_config(run_dir, [], ["run.num_updates=20", "rollout.num_workers=2", "tracker.project=other"])
     assert (resumed.run.num_updates, resumed.rollout.num_workers) == (20, 2)
+
+
+def test_resume_names_a_run_and_maybe_an_update(tmp_path: Path) -> None:
+    assert split_resume("runs/demo") == ("runs/demo", None)
+    assert split_resume("runs/demo@120") == ("runs/demo", 120)
+    assert split_resume("me@home/demo") == ("me@home/demo", None)
+    (tmp_path / "demo@3").mkdir()
+    assert split_resume(f"{tmp_path}/demo@3") == (f"{tmp_path}/demo@3", None)
 
 
 def test_a_resumed_run_may_not_train_otherwise(tmp_path: Path, make_config: Callable[..., Config]) -> None:

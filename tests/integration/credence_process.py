@@ -40,7 +40,7 @@ def command(directory: Path, *, name: str = "small", **overrides: object) -> lis
     ]
 
 
-def resume_command(run_folder: Path) -> list[str]:
+def resume_command(run_folder: Path | str) -> list[str]:
     return [sys.executable, "-m", "system", "train", "--resume", str(run_folder)]
 
 

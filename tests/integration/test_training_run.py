@@ -56,9 +56,19 @@ def test_metrics_have_a_line_for_each_update(undisturbed: Path) -> None:
 def test_resumed_run_writes_the_same_metrics_as_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
     copy = tmp_path / "small"
     shutil.copytree(undisturbed, copy)
-    shutil.rmtree(copy / "checkpoints" / "update_000004")
+    part = copy / "checkpoints" / "update_000004" / "learner" / "engine" / "mp_rank_00_model_states.pt"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
 
-    require_success(run(resume_command(copy)))
+    refused = run(resume_command(copy))
+    assert refused.returncode == 2
+    assert re.fullmatch(
+        r"\S+mp_rank_00_model_states\.pt has other content than was saved\. The newest whole checkpoint is "
+        rf"update_000002: credence train --resume {copy}@2",
+        refused.stderr.splitlines()[-1].removeprefix("credence: "),
+    )
+    require_success(run(resume_command(f"{copy}@2")))
 
     assert metric_lines(copy) == metric_lines(undisturbed)
     assert summary(copy)["ledger"] == summary(undisturbed)["ledger"]

@@ -1,6 +1,8 @@
 """A learner rank's other promises: exact resume, exports that load elsewhere, canary, bf16, metrics."""
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,17 +63,17 @@ def train_and_save(
     model_path: str,
     samples: list[TrainingSample],
     folder: str,
-) -> tuple[Weights, list[dict[str, float]]]:
+) -> tuple[Weights, list[dict[str, float]], list[str]]:
     """Four updates without interruption, with a checkpoint after the second."""
     learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
     results = []
     for update in range(4):
         results.append(values_of(step(learner, samples, rank=rank, num_ranks=num_ranks)))
         if update == 1:
-            learner.save_checkpoint(folder)
+            written = learner.save_checkpoint(folder)
     weights = weights_of(learner)
     learner.shutdown()
-    return weights, results
+    return weights, results, sorted(written)
 
 
 def resume(
@@ -85,7 +87,7 @@ def resume(
 ) -> tuple[Weights, list[dict[str, float]], int]:
     """The last two of those updates in a new process."""
     learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
-    learner.load_checkpoint(folder)
+    learner.load_checkpoint(folder, policy_version=2)
     version = learner.policy_version
     results = [values_of(step(learner, samples, rank=rank, num_ranks=num_ranks)) for _ in range(2)]
     weights = weights_of(learner)
@@ -102,7 +104,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
 ) -> None:
     config = learner_config(zero_stage=zero_stage, num_ranks=num_ranks, dtype=dtype)
     arguments = (config, tied_model, make_samples(tied_model), str(tmp_path))
-    weights, metrics = run_ranks(train_and_save, *arguments, num_ranks=num_ranks)[0]
+    saved = run_ranks(train_and_save, *arguments, num_ranks=num_ranks)
+    weights, metrics, _ = saved[0]
+    by_rank = [set(files) for _, _, files in saved]
+    assert set.union(*by_rank) == {str(path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert sum(map(len, by_rank)) == len(set.union(*by_rank))
     resumed_weights, resumed_metrics, version = run_ranks(resume, *arguments, num_ranks=num_ranks)[0]
     assert version == 2
     for name in weights:
@@ -115,7 +121,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
 def load_only(rank: int, num_ranks: int, port: int, config: LearnerConfig, model_path: str, folder: str) -> str:
     learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
     try:
-        learner.load_checkpoint(folder)
+        learner.load_checkpoint(folder, policy_version=3)
     except CheckpointError as error:
         return str(error)
     finally:
@@ -129,6 +135,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tied_model: str, tmp_path: Pa
         ("missing", None, "learner.json is missing"),
         ("broken", "{", "cannot be read"),
         ("other", json.dumps(state), "saved with learner.num_ranks=2, but the configuration says 1"),
+        ("older", json.dumps({**state, "policy_version": 2}), "policy version 2, but the run state says 3"),
         ("empty", json.dumps({**state, "num_ranks": 1}), "no complete DeepSpeed checkpoint"),
     ]:
         folder = tmp_path / name
@@ -137,6 +144,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tied_model: str, tmp_path: Pa
             (folder / "learner.json").write_text(content)
         (error,) = run_ranks(load_only, learner_config(zero_stage=2), tied_model, str(folder), num_ranks=1)
         assert message in error
+
+
+class TouchesFile:
+    """What a crafted pickle does: it calls a function when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self._path}",)
+
+
+def test_a_crafted_pickle_in_a_checkpoint_is_not_executed(tied_model: str, tmp_path: Path) -> None:
+    config = learner_config(zero_stage=2)
+    folder, evidence = tmp_path / "checkpoint", tmp_path / "executed"
+    run_ranks(train_and_save, config, tied_model, make_samples(tied_model), str(folder), num_ranks=1)
+    state = folder / "learner.json"
+    state.write_text(state.read_text().replace('"policy_version": 2', '"policy_version": 3'))
+    torch.save(TouchesFile(evidence), folder / "engine" / "mp_rank_00_model_states.pt")
+    (error,) = run_ranks(load_only, config, tied_model, str(folder), num_ranks=1)
+    assert "holds what is no data of a checkpoint" in error
+    assert not evidence.exists()
 
 
 def train_and_export(

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from system.data.file_stamps import FileStamp, stamp_files
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
@@ -38,7 +39,15 @@ def make_state(*, policy_version: int) -> RunState:
 
 
 def save(store: CheckpointStore, policy_version: int) -> Path:
-    return store.commit(store.partial_directory(policy_version), make_state(policy_version=policy_version))
+    """A checkpoint with one file of a learner rank and one that this process wrote."""
+    directory = store.partial_directory(policy_version)
+    part = directory / "learner" / "part.pt"
+    part.parent.mkdir()
+    part.write_bytes(bytes(range(100)))
+    (directory / "scorer").mkdir()
+    (directory / "scorer" / "average").write_bytes(b"average")
+    state = make_state(policy_version=policy_version)
+    return store.commit(directory, state, written=stamp_files([part]))
 
 
 def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
@@ -96,3 +105,70 @@ def test_damaged_state_names_the_file(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
         load_run_state(path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "learner/part.pt", "scorer/average"])
+def test_every_flipped_byte_is_noticed(tmp_path: Path, name: str) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    file = save(store, 5) / name
+    content = file.read_bytes()
+    for position in range(len(content)):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(CheckpointError, match=name):
+            store.open(None)
+    file.write_bytes(content)
+    assert store.open(None)[1].policy_version == 5
+
+
+def test_a_bad_checkpoint_names_the_file_and_the_command_that_uses_the_newest_whole_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=4)
+    for version in (5, 10, 15, 20):
+        save(store, version)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "update_000020" / "learner" / "part.pt").write_bytes(b"cut")
+    (checkpoints / "update_000015" / "learner" / "part.pt").unlink()
+
+    with pytest.raises(CheckpointError) as caught:
+        store.open(None)
+    assert str(caught.value) == (
+        f"{checkpoints}/update_000020/learner/part.pt has 3 bytes, but 100 were saved. "
+        f"The newest whole checkpoint is update_000010: credence train --resume {tmp_path}@10"
+    )
+    with pytest.raises(CheckpointError, match=r"update_000015/learner/part\.pt cannot be read \(No such file"):
+        store.open(15)
+
+
+def test_a_state_of_another_policy_version_is_refused(tmp_path: Path) -> None:
+    path = save(CheckpointStore(tmp_path, keep=2), 5)
+    moved = path.rename(path.with_name("update_000006"))
+
+    with pytest.raises(CheckpointError, match="is of policy version 5, but lies in update_000006"):
+        load_run_state(moved)
+
+
+def test_an_older_checkpoint_can_be_chosen_and_newer_ones_are_set_aside(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    for version in (5, 10, 15):
+        save(store, version)
+
+    checkpoint, state = store.open(5)
+    newer = store.set_newer_aside(checkpoint)
+
+    assert state.policy_version == 5
+    assert [path.name for path in newer] == ["update_000010", "update_000015"]
+    assert [path.name for path in store.complete()] == ["update_000005"]
+    assert (tmp_path / "checkpoints" / "update_000015.superseded" / "state.json").exists()
+    with pytest.raises(CheckpointError, match=r"finished checkpoints of the updates 5\."):
+        store.open(12)
+
+
+def test_a_part_that_this_node_does_not_see_leaves_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    directory = store.partial_directory(5)
+    elsewhere = {str(directory / "learner" / "rank_1.pt"): FileStamp(bytes=7, sha256="0" * 64)}
+
+    with pytest.raises(
+        CheckpointError, match=r"rank_1\.pt was written by a learner rank, but .* sees nothing of its 7"
+    ):
+        store.commit(directory, make_state(policy_version=5), written=elsewhere)
+    assert store.complete() == []
