@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from system.cli import main
+from system.cli import COMMANDS, main
 from system.config.load import flatten, load_config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -88,10 +88,69 @@ def test_config_lists_every_key(config_path: str, capsys: pytest.CaptureFixture[
     assert all(f"  {key}  (" in output for key in flatten(load_config([config_path])))
 
 
-def test_unknown_commands_name_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trian"]) == 2
-    known = "train, evaluate, select, certainty-report, belief, warmstart, config"
-    assert f"unknown command 'trian', expected one of {known}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ("trian", "did you mean train?"),
+        ("certainty_report", "did you mean certainty-report?"),
+        ("xyzzy", f"expected one of {', '.join(COMMANDS)}"),
+    ],
+)
+def test_unknown_commands_name_the_near_one_or_all(given: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([given]) == 2
+    assert capsys.readouterr().err == f"credence: unknown command {given!r}, {answer}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: credence {name}" in capsys.readouterr().out
+
+
+def test_a_report_on_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certainty-report", "nothere"]) == 2
+    assert capsys.readouterr().err == (
+        "credence: RUN_DIR|FILE|CONFIG: given 'nothere', expected an existing run folder, .jsonl file or YAML file. "
+        "Fix: e.g. runs/demo\n"
+    )
+
+
+def test_a_dry_run_of_an_evaluation_says_what_it_would_sample(
+    config_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", config_path, "--dry-run", "evaluation.num_problems_final=10"]) == 0
+    output = capsys.readouterr().out
+    assert "at most 10 problems of test, 90 completions (one greedy, 8 sampled each)" in output
+    assert "test                 1,179 problems" in output
+
+
+def _write_rows(path: Path, *, count: int) -> str:
+    path.write_text("".join(f'{{"question": "{n} + {n}?", "answer": "#### {2 * n}"}}\n' for n in range(count)))
+    return str(path)
+
+
+def test_a_dry_run_reads_the_rows_and_counts_them(
+    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = _write_rows(tmp_path / "train.jsonl", count=5), _write_rows(tmp_path / "test.jsonl", count=3)
+    keys = ["task.name=gsm8k", f"task.train_path={train}", f"task.test_path={test}", "task.validation_size=2"]
+    assert main(["train", config_path, "--dry-run", *keys]) == 0
+    output = capsys.readouterr().out
+    for line in (f"train                3 problems of {train}", f"validation           2 problems of {train}"):
+        assert line in output
+    assert f"test                 3 problems of {test}" in output
+
+
+def test_a_dry_run_refuses_rows_that_are_no_problems(
+    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = _write_rows(tmp_path / "train.jsonl", count=5), tmp_path / "test.jsonl"
+    test.write_text('{"prompt": "1 + 1?"}\n')
+    keys = ["task.name=gsm8k", f"task.train_path={train}", f"task.test_path={test}", "task.validation_size=2"]
+    assert main(["train", config_path, "--dry-run", *keys]) == 2
+    assert capsys.readouterr().err.startswith("credence: task.test_path: given")
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

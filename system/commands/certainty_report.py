@@ -62,15 +62,19 @@ def main(argv: Sequence[str]) -> int:
     """Print the statistics and one line of JSON; returns the exit code. Raises ConfigError."""
     options = _parse(argv)
     paths, overrides = split_inputs(options.inputs)
+    for path in paths:
+        if not Path(path).exists():
+            expected = "an existing run folder, .jsonl file or YAML file"
+            raise ConfigError("RUN_DIR|FILE|CONFIG", given=path, expected=expected, fix="e.g. runs/demo")
     recorded = [path for path in paths if Path(path).is_dir() or path.endswith(".jsonl")]
     source: dict[str, JsonValue]
     if recorded:
         _refuse_unused(options, recorded=recorded)
-        path = Path(recorded[0])
-        groups = [each.group for each in _recorded_groups(path)]
-        default = (path if path.is_dir() else path.parent) / "certainty_report"
+        source_path = Path(recorded[0])
+        groups = [each.group for each in _recorded_groups(source_path)]
+        default = (source_path if source_path.is_dir() else source_path.parent) / "certainty_report"
         folder = new_folder(options.output, default=default, files=(_REPORT, _FIGURE))
-        source = {"model": None, "split": None, "completions": str(path)}
+        source = {"model": None, "split": None, "completions": str(source_path)}
     else:
         num_completions = DEFAULT_NUM_COMPLETIONS if options.num_completions is None else options.num_completions
         if num_completions < 1:

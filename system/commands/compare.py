@@ -1,18 +1,17 @@
-"""A table and a figure of several methods, each a few runs that differ in their seed.
+"""`credence compare`: a table and a figure of several methods, each a few runs that differ in their seed.
 
-    python -m system.commands.compare FIGURE.png LABEL=RUN_DIR,RUN_DIR,... [LABEL=...]
-
-The table: held-out accuracy before and after, mean length at the end, tokens for each right completion, and where a
-guard against reward hacking first turned on. The figure: sampled held-out accuracy and length of training completions
+The table: held-out accuracy before and after, mean length, tokens for each right completion, minutes, and where a guard
+against reward hacking first turned on. An interval of a mean is Student's t over runs (95 %): with three seeds it is
+wide, and honest. The figure: sampled held-out accuracy and length of training completions
 over updates, the mean over runs as a line, their smallest and largest value as a band; and pass@k against the tokens of
 k completions, mean over runs, with the policy before training as `base`. Where runs have beliefs, also the mean
 Bayesian value of each step over the last updates, and over the first.
 """
 
+import argparse
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from system.commands.results_table import mean_with_interval
+from system.errors import ConfigError
 from system.reports.metric_history import MetricHistory, read_history
 from system.reports.metrics import BELIEF_VALUE_STEPS
 from system.reports.pass_at_k_figure import draw_tokens_curve, finish_tokens_axes, pass_at_k_points
 
+# two-sided 95 % quantiles of Student's t, by number of runs
+T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 SMOOTHING_UPDATES = 10
 VALUE_UPDATES = 20  # the last ones, of which Bayesian values are the mean
 
@@ -69,18 +70,38 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    return Run(
-        summary=json.loads((directory / "summary.json").read_text(encoding="utf-8")),
-        history=read_history(directory / "metrics.jsonl"),
-    )
+    """A finished run. Raises ConfigError."""
+    path = directory / "summary.json"
+    if not path.is_file():
+        raise ConfigError(
+            "RUN_DIR", given=str(directory), expected="a finished run with summary.json", fix="e.g. runs/demo"
+        )
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if summary["accuracy_after"] is None:
+        raise ConfigError(
+            "RUN_DIR",
+            given=str(directory),
+            expected=f"a run with an evaluation at its end, but it was ended by {summary['stopped_by']}",
+            fix=f"credence train --resume {directory}",
+        )
+    return Run(summary=summary, history=read_history(directory / "metrics.jsonl"))
+
+
+def mean_with_interval(values: list[float]) -> str:
+    """Mean and half width of its interval, both in the unit of the values."""
+    mean = statistics.fmean(values)
+    if len(values) not in T_QUANTILES:
+        return f"{mean:+.1f}"
+    half = T_QUANTILES[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.1f} ± {half:.1f}"
 
 
 def print_table(methods: dict[str, list[Run]]) -> None:
     print(
         "| method | sampled before → after, by seed (%) | gain | greedy gain | held-out length (tokens) "
-        "| tokens for each right one | first guard |"
+        "| tokens for each right one | updates in minutes | first guard |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for label, runs in methods.items():
         pairs = [
             f"{100 * run.summary['accuracy_before']:.1f} → {100 * run.summary['accuracy_after']:.1f}" for run in runs
@@ -102,6 +123,7 @@ def print_table(methods: dict[str, list[Run]]) -> None:
             mean_with_interval(greedy),
             _first_and_last(lengths),
             _first_and_last(per_solved),
+            ", ".join(f"{run.summary['num_updates']} in {run.summary['seconds'] / 60:.1f}" for run in runs),
             "; ".join(run.first_alarm() for run in runs),
         )
         print(f"| {' | '.join(cells)} |")
@@ -196,22 +218,28 @@ def _values_by_step(runs: list[Run], *, updates: slice) -> dict[int, float]:
     return means
 
 
-def parse_methods(arguments: Sequence[str], *, usage: str) -> tuple[dict[str, list[Run]], dict[str, list[Path]]]:
-    """Runs and run folders by label, from LABEL=RUN_DIR,... each; exits with `usage` where that is not given."""
-    if not arguments or not all("=" in each for each in arguments):
-        sys.exit(usage)
-    directories = {
-        label: [Path(directory) for directory in named.split(",")]
-        for label, _, named in (each.partition("=") for each in arguments)
-    }
-    return {label: [read_run(each) for each in named] for label, named in directories.items()}, directories
+def parse_methods(texts: Sequence[str]) -> dict[str, list[Path]]:
+    """Run folders by label, from `[LABEL=]RUN_DIR,RUN_DIR,...` each; without a label the first folder's name."""
+    methods: dict[str, list[Path]] = {}
+    for text in texts:
+        label, separator, named = text.rpartition("=")
+        folders = [Path(folder) for folder in named.split(",")]
+        methods[label if separator else folders[0].name] = folders
+    return methods
 
 
-def main(arguments: Sequence[str]) -> None:
-    methods, _ = parse_methods(arguments[1:], usage=__doc__ or "")
+def main(argv: Sequence[str]) -> int:
+    """Print the table and draw the figure; returns the exit code. Raises ConfigError."""
+    parser = argparse.ArgumentParser(
+        prog="credence compare",
+        description="A Markdown table of finished runs, and a figure of their curves. Runs of one method, separated by "
+        "commas, are averaged.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR,...", help="one method, and its runs")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="where the figure goes; default: none")
+    options = parser.parse_args(list(argv))
+    methods = {label: [read_run(each) for each in folders] for label, folders in parse_methods(options.runs).items()}
     print_table(methods)
-    draw(methods, path=Path(arguments[0]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    if options.figure is not None:
+        draw(methods, path=options.figure)
+    return 0

@@ -135,7 +135,7 @@ def _collect(
 def policy_tokenizer(config: Config) -> Tokenizer:
     """The tokenizer of model.path. Raises ConfigError when this machine lacks what the configuration names."""
     check_environment(config)
-    from system.commands.train import load_tokenizer
+    from system.commands.run_inputs import load_tokenizer
 
     return load_tokenizer(config)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 from collections.abc import Sequence
 
 from actors.rollout.worker import NO_POLICY_VERSION
-from system.commands.train import load_tokenizer, make_evaluator
-from system.config.load import load_config, split_inputs
+from system.commands.run_inputs import held_out_prompts, load_tokenizer
+from system.commands.train import make_evaluator
 from system.config.schema import Config
 from system.data.tasks import make_task
+from system.records import Prompt
 from system.runtime.evaluator import EvaluationResult
 from system.runtime.placement import Placement
 from system.runtime.pools import make_pools
@@ -20,25 +20,18 @@ from system.runtime.session import run_on_ray
 _SHUTDOWN_SECONDS = 5.0
 
 
-def main(argv: Sequence[str]) -> int:
+def main_evaluate(config: Config) -> int:
     """Print the accuracies as one line of JSON; returns the exit code. Raises ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="credence evaluate",
-        description="Accuracy of model.path on evaluation.num_problems_final held-out problems. A checkpoint's policy "
-        "is a model too: model.path=RUN_DIR/checkpoints/update_000100/policy.",
-    )
-    parser.add_argument("arguments", nargs="+", metavar="CONFIG|key=value")
-    config = load_config(*split_inputs(parser.parse_args(list(argv)).arguments))
-    stopped_by = run_on_ray(config, lambda: _evaluate(config))
+    prompts = held_out_prompts(config, task=make_task(config.task), tokenizer=load_tokenizer(config))
+    stopped_by = run_on_ray(config, lambda: _evaluate(config, prompts=prompts))
     return 0 if stopped_by is None else 128 + stopped_by
 
 
-async def _evaluate(config: Config) -> None:
+async def _evaluate(config: Config, *, prompts: Sequence[Prompt]) -> None:
     pools = make_pools(config, placement=Placement(config=config), has_learner=False)
     try:
         await pools.start(config)
-        task, tokenizer = make_task(config.task), load_tokenizer(config)
-        evaluator = make_evaluator(config, task=task, tokenizer=tokenizer, pools=pools)
+        evaluator = make_evaluator(config, prompts=prompts, pools=pools)
         async with asyncio.TaskGroup() as tasks:
             replacing = tasks.create_task(pools.rollouts.replace_loop(config.rollout.num_workers))
             result = await evaluator.evaluate(policy_version=NO_POLICY_VERSION, is_final=True)

@@ -1,7 +1,7 @@
 """What a configuration amounts to: the numbers that follow from the three batch knobs, and what runs where.
 
 Called by `credence train`, which prints it before it starts anything and stops there with --dry-run. Pure apart from
-reading the embedded task and a local model's headers; imports neither torch nor Ray.
+reading the data and a local model's headers; imports neither torch nor Ray.
 """
 
 import math
@@ -14,19 +14,21 @@ from system.config.imports import label_of
 from system.config.machine import joins_cluster, model_folder, read_safetensors_header
 from system.config.resources import ActorKind, actor_needs, max_candidates, uses_scoring_replicas
 from system.config.schema import (
-    EMBEDDED_TASKS,
     BatchConfig,
     Config,
     EvaluationConfig,
     LearnerConfig,
     RewardTermConfig,
     ScorerConfig,
+    TaskConfig,
 )
 from system.config.scorers import reward_weights, terms_on
 from system.data.tasks import make_task
+from system.interfaces import Split
 
 _BYTES_OF = {"float32": 4, "bfloat16": 2}
 _MIB = 2**20
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class RunPlan:
 
     num_prompts: int
     num_completions: int
-    num_training_problems: int | None  # None: known only once the data is read
+    num_problems: dict[Split, int]  # by split; empty: a hub data set, read when the run starts
     learning_rates: tuple[tuple[int, float], ...]  # (update, rate): first, peak, middle, last
     num_evaluations: int
     evaluation_completions: int  # greedy and sampled, all evaluations together
@@ -65,20 +67,25 @@ def plan_batch(batch: BatchConfig, *, max_sequence_tokens: int, num_ranks: int) 
 
 
 def plan_run(config: Config) -> RunPlan:
-    """The derived numbers of the whole run. Raises ConfigError when the embedded task cannot be split as asked."""
+    """The derived numbers of the whole run. Raises ConfigError when the data cannot be read, or split as asked."""
     updates = config.run.num_updates
-    num_problems: int | None = None
-    if config.task.name in EMBEDDED_TASKS:
-        num_problems = len(make_task(config.task).load("train"))
     return RunPlan(
         num_prompts=updates * config.batch.prompts_per_step,
         num_completions=updates * config.batch.prompts_per_step * config.batch.completions_per_prompt,
-        num_training_problems=num_problems,
+        num_problems=count_problems(config.task),
         learning_rates=_schedule_points(config.learner, num_updates=updates),
         num_evaluations=2 + _count_between(config.evaluation.every_updates, num_updates=updates),
         evaluation_completions=_evaluation_completions(config.evaluation, num_updates=updates),
         num_checkpoints=1 + _count_between(config.checkpoint.every_updates, num_updates=updates),
     )
+
+
+def count_problems(task: TaskConfig) -> dict[Split, int]:
+    """Problems by split, every row read and checked; nothing for a hub data set. Raises ConfigError."""
+    if task.dataset is not None:
+        return {}
+    reader = make_task(task)
+    return {split: len(reader.load(split)) for split in SPLITS}
 
 
 def _count_between(every: int | None, *, num_updates: int) -> int:
@@ -186,19 +193,16 @@ def count_parameters(folder: Path) -> int | None:
 
 def plan_text(config: Config) -> str:
     """The derivation and the placement as a page of text."""
-    return "\n".join([*_derivation_lines(config), "", *_placement_lines(config)])
+    run = plan_run(config)
+    data = _data_lines(config.task, num_problems=run.num_problems)
+    return "\n".join([*data, "", *_derivation_lines(config, run=run), "", *_placement_lines(config)])
 
 
-def _derivation_lines(config: Config) -> list[str]:
+def _derivation_lines(config: Config, *, run: RunPlan) -> list[str]:
     longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
     batch = plan_batch(config.batch, max_sequence_tokens=longest, num_ranks=config.learner.num_ranks)
-    run = plan_run(config)
     knobs = config.batch
-    problems = ""
-    if run.num_training_problems:
-        problems = (
-            f" = {run.num_prompts / run.num_training_problems:.2f} passes over {run.num_training_problems:,} problems"
-        )
+    passes = f" = {run.num_prompts / run.num_problems['train']:.2f} passes" if run.num_problems.get("train") else ""
     limit = "" if config.run.max_seconds is None else f", or until {config.run.max_seconds:g} s have passed"
     return [
         "One optimizer step, from the three batch knobs",
@@ -209,7 +213,7 @@ def _derivation_lines(config: Config) -> list[str]:
         f"  micro-batches        at most {batch.max_microbatches_per_rank} per rank of"
         f" {knobs.tokens_per_microbatch:,} tokens",
         f"The run: {config.run.num_updates} updates{limit}",
-        f"  prompts              {run.num_prompts:,}{problems}",
+        f"  prompts              {run.num_prompts:,}{passes}",
         f"  completions          {run.num_completions:,}",
         "  learning rate        "
         + ", ".join(f"{rate:.3g} at update {update + 1}" for update, rate in run.learning_rates),
@@ -218,6 +222,35 @@ def _derivation_lines(config: Config) -> list[str]:
         f"  checkpoints          {run.num_checkpoints}, the newest {config.checkpoint.keep} kept in"
         f" {config.run.directory}/{config.run.name}",
     ]
+
+
+def _data_lines(task: TaskConfig, *, num_problems: dict[Split, int]) -> list[str]:
+    if not num_problems:
+        return [f"Data: {task.name} from the hub data set {task.dataset}, read when the run starts"]
+    paths = {"train": task.train_path, "validation": task.train_path, "test": task.test_path}
+    return [
+        f"Data: {task.name}, every row read and checked",
+        *(
+            f"  {split:<20} {number:,} problems" + (f" of {paths[split]}" if paths[split] else "")
+            for split, number in num_problems.items()
+        ),
+    ]
+
+
+def evaluation_text(config: Config) -> str:
+    """What `credence evaluate` would do, as a page of text. Raises ConfigError when the data cannot be read."""
+    evaluation, needs = config.evaluation, actor_needs(config)
+    counts = count_problems(config.task)
+    num_problems = min(evaluation.num_problems_final, counts.get(evaluation.split, evaluation.num_problems_final))
+    completions = num_problems * (1 + evaluation.completions_per_problem_final)
+    return "\n".join(
+        [
+            *_data_lines(config.task, num_problems=counts),
+            f"Evaluation of {config.model.path}: at most {num_problems:,} problems of {evaluation.split},"
+            f" {completions:,} completions (one greedy, {evaluation.completions_per_problem_final} sampled each)",
+            *(f"  {needs[kind].count} {kind}s, {needs[kind].device}" for kind in ("rollout worker", "reward worker")),
+        ]
+    )
 
 
 def _placement_lines(config: Config) -> list[str]:

@@ -10,19 +10,17 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from learner.step_statistics import LEARNER_METRICS
+from system.commands.run_inputs import RunInputs, read_inputs
 from system.config.load import dump_yaml, split_resume, to_dict
-from system.config.machine import model_folder
 from system.config.schema import Config
 from system.config.scorers import reward_weights
-from system.data.prompts import PromptCursor, PromptSource, evaluation_prompts
-from system.data.tasks import make_task
 from system.metrics import MetricTable
+from system.records import Prompt
 from system.reports.display import Display
 from system.reports.guards import GUARD_METRICS
 from system.reports.metrics import SYSTEM_METRICS
@@ -41,10 +39,6 @@ from system.runtime.pools import Pools, make_pools
 from system.runtime.session import run_on_ray
 from system.runtime.weight_sync import WeightSync
 
-if TYPE_CHECKING:
-    from system.interfaces import Task, Tokenizer
-
-_CANARY_TOKENS = 48
 _SHUTDOWN_SECONDS = 5.0
 
 
@@ -65,11 +59,15 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
     """
     start = time.perf_counter()
     folder = open_run_folder(config, resume=resume)
+    inputs = read_inputs(config, cursor=folder.resumed.cursor if folder.resumed else None)
     seconds_before = folder.resumed.seconds if folder.resumed else 0.0
+
+    def elapsed_seconds() -> float:
+        return seconds_before + time.perf_counter() - start
+
     try:
         stopped_by = run_on_ray(
-            config,
-            lambda: _train(config, folder=folder, elapsed_seconds=lambda: seconds_before + time.perf_counter() - start),
+            config, lambda: _train(config, folder=folder, inputs=inputs, elapsed_seconds=elapsed_seconds)
         )
     finally:
         folder.checkpoints.discard_partial()
@@ -103,11 +101,11 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     )
 
 
-async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable[[], float]) -> None:
+async def _train(config: Config, *, folder: RunFolder, inputs: RunInputs, elapsed_seconds: Callable[[], float]) -> None:
     folder.path.mkdir(parents=True, exist_ok=folder.resumed is not None)
     recorder = Recorder(folder.path)
     recorder.write_config(dump_yaml(config))
-    recorder.write_environment()
+    recorder.write_versions()
     table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS, GUARD_METRICS)
     tracker = Tracker(
         folder.path,
@@ -131,7 +129,7 @@ async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable
                 completions_per_table=config.tracker.completions_per_table,
             )
             outcome, ledger = await _train_with_actors(
-                config, folder=folder, reporter=reporter, elapsed_seconds=elapsed_seconds
+                config, folder=folder, inputs=inputs, reporter=reporter, elapsed_seconds=elapsed_seconds
             )
         exit_code = 0
     finally:
@@ -140,7 +138,12 @@ async def _train(config: Config, *, folder: RunFolder, elapsed_seconds: Callable
 
 
 async def _train_with_actors(
-    config: Config, *, folder: RunFolder, reporter: Reporter, elapsed_seconds: Callable[[], float]
+    config: Config,
+    *,
+    folder: RunFolder,
+    inputs: RunInputs,
+    reporter: Reporter,
+    elapsed_seconds: Callable[[], float],
 ) -> tuple[Outcome, Ledger]:
     """Create all actors, run the controller, and take the actors down again however it ends."""
     placement = Placement(config=config)
@@ -157,7 +160,7 @@ async def _train_with_actors(
             starts.create_task(pools.start(config))
         if pools.scoring is not None and folder.resumed_from is not None:
             await pools.scoring.load_state(scorer_directory(folder.resumed_from))
-        parts = _connect(config, folder, learner_group=learner_group, pools=pools)
+        parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
         controller = Controller(
             config=config,
             parts=parts,
@@ -192,15 +195,15 @@ def _connect(
     config: Config,
     folder: RunFolder,
     *,
+    inputs: RunInputs,
     learner_group: LearnerGroup,
     pools: Pools,
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
-    task, tokenizer = make_task(config.task), load_tokenizer(config)
     resumed = folder.resumed
     ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
     return Parts(
-        task=task,
+        task=inputs.task,
         learner_group=learner_group,
         rollout_pool=pools.rollouts,
         scoring_pool=pools.scoring,
@@ -209,7 +212,7 @@ def _connect(
             learner_group=learner_group,
             pools=pools.receivers(),
             config=config.weight_sync,
-            canary_token_ids=canary_token_ids(task, tokenizer=tokenizer),
+            canary_token_ids=inputs.canary_token_ids,
         ),
         buffer=GroupBuffer(
             ledger,
@@ -219,55 +222,22 @@ def _connect(
             num_updates=config.run.num_updates,
         ),
         ledger=ledger,
-        prompt_source=PromptSource(
-            task,
-            tokenizer=tokenizer,
-            seed=config.run.seed,
-            redraw=config.task.redraw,
-            max_prompt_tokens=config.rollout.max_prompt_tokens,
-            cursor=resumed.cursor if resumed else PromptCursor(),
-        ),
-        evaluator=make_evaluator(config, task=task, tokenizer=tokenizer, pools=pools),
+        prompt_source=inputs.training_prompts,
+        evaluator=make_evaluator(config, prompts=inputs.held_out_prompts, pools=pools),
         checkpoints=folder.checkpoints,
     )
 
 
-def make_evaluator(config: Config, *, task: Task, tokenizer: Tokenizer, pools: Pools) -> Evaluator:
-    """The evaluator over the held-out split of the configuration."""
-    held_out = evaluation_prompts(
-        task,
-        split=config.evaluation.split,
-        limit=max(config.evaluation.num_problems, config.evaluation.num_problems_final),
-        tokenizer=tokenizer,
-        max_prompt_tokens=config.rollout.max_prompt_tokens,
-    )
+def make_evaluator(config: Config, *, prompts: Sequence[Prompt], pools: Pools) -> Evaluator:
+    """The evaluator over prompts of the held-out split."""
     return Evaluator(
         rollout_pool=pools.rollouts,
         reward_pool=pools.rewards,
-        prompts=held_out,
+        prompts=prompts,
         config=config.evaluation,
         max_tokens=config.rollout.max_completion_tokens,
         seed=config.run.seed,
     )
-
-
-def load_tokenizer(config: Config) -> Tokenizer:
-    """The policy's own tokenizer."""
-    from transformers import AutoTokenizer
-
-    model = config.model
-    return AutoTokenizer.from_pretrained(
-        str(model_folder(model.path) or model.path),
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-    )
-
-
-def canary_token_ids(task: Task, *, tokenizer: Tokenizer) -> list[int]:
-    """A held-out prompt whose log-probabilities are compared after every weight sync, cut to 48 tokens."""
-    problem = task.load("validation")[0]
-    text = task.prompt_text(problem, tokenizer=tokenizer) + problem.solution
-    return tokenizer.encode(text, add_special_tokens=False)[:_CANARY_TOKENS]
 
 
 def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: Ledger, seconds: float) -> None:

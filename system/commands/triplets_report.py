@@ -1,6 +1,4 @@
-"""What Markovian RL and BARL learned on the triplets task, over several runs each.
-
-    python -m system.commands.triplets_report FIGURE.png LABEL=RUN_DIR,RUN_DIR,... [LABEL=...]
+"""`credence triplets-report`: what Markovian RL and BARL learned on the triplets task, over several runs each.
 
 The table: accuracy on the trained prompts (mean of the last updates) and on the one that is held out, by seed, and the
 probability that the policy, made to begin its answer to the held-out prompt with 000 or 111, goes on to produce 222.
@@ -8,9 +6,9 @@ That one is exact, the sum over all continuations, where a response has 12 token
 sampled ones (standard error 0.008 at most). The figure: both accuracies over updates, mean and range of the runs.
 """
 
+import argparse
 import itertools
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from system.commands.compare import Panel, Run, draw_panel, parse_methods
+from system.commands.compare import Panel, Run, draw_panel, parse_methods, read_run
 from system.config.load import load_config
 from system.runtime.checkpoint import CheckpointStore, policy_directory
 
@@ -81,10 +79,16 @@ def final_policy(run_dir: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(policy_directory(latest), dtype=torch.float32).eval()
 
 
-def main(arguments: Sequence[str]) -> None:
-    if len(arguments) < 2:
-        sys.exit(__doc__)
-    methods, directories = parse_methods(arguments[1:], usage=__doc__ or "")
+def main(argv: Sequence[str]) -> int:
+    """Print the table and draw the figure; returns the exit code. Raises ConfigError."""
+    parser = argparse.ArgumentParser(
+        prog="credence triplets-report", description="Table and figure of finished runs of task.name=triplets."
+    )
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR,...", help="one method, and its runs")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="where the figure goes; default: none")
+    options = parser.parse_args(list(argv))
+    directories = parse_methods(options.runs)
+    methods = {label: [read_run(each) for each in folders] for label, folders in directories.items()}
     print(
         "| method | trained prompts, by seed | held-out prompt, by seed | at step 0 "
         "| P(222 given 000) | P(222 given 111) |"
@@ -100,7 +104,9 @@ def main(arguments: Sequence[str]) -> None:
             *(", ".join(f"{each[column]:.3f}" for each in forced) for column in range(len(FORCED))),
         )
         print(f"| {' | '.join(cells)} |")
-    _draw(methods, path=Path(arguments[0]))
+    if options.figure is not None:
+        _draw(methods, path=options.figure)
+    return 0
 
 
 def _train_accuracy(run: Run) -> float:
@@ -115,7 +121,3 @@ def _draw(methods: dict[str, list[Run]], *, path: Path) -> None:
         axes.set_ylim(-0.03, 1.03)
     figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -25,11 +25,16 @@ def builtin_policies() -> list[str]:
 
 
 def model_folder(path: str) -> Path | None:
-    """The local folder that model.path names, or None for a hub id. Does not check that it exists."""
+    """The local folder that model.path names, or None for a hub id. Does not check that it exists.
+
+    A run folder stands for the policy of its newest checkpoint.
+    """
     if path.startswith(_BUILTIN):
         return POLICIES_DIR / path.removeprefix(_BUILTIN)
     if path.startswith((".", "/", "~")) or Path(path).is_dir():
-        return Path(path).expanduser()
+        folder = Path(path).expanduser()
+        checkpoints = [each for each in folder.glob("checkpoints/update_*") if not each.suffix]
+        return max(checkpoints, key=lambda each: each.name) / "policy" if checkpoints else folder
     return None
 
 

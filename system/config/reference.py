@@ -144,6 +144,20 @@ def reference_text() -> str:
     return "\n".join(lines)
 
 
+def reference_markdown() -> str:
+    """The page docs/configuration.md."""
+    command = "credence config --markdown > docs/configuration.md"
+    lines = ["# Configuration", "", f"Written by `{command}`; a test keeps it current."]
+    for section in section_types():
+        lines += ["", f"## {section}", "", "| key | type | bounds | default | meaning |", "|---|---|---|---|---|"]
+        for key in config_keys().values():
+            if key.section == section:
+                default = "required" if key.is_required else f"`{yaml_text(key.default)}`"
+                cells = (f"`{key.name}`", describe_type(key.annotation), str(key.bounds), default, key.sentence)
+                lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(lines)
+
+
 def yaml_text(value: object) -> str:
     """A scalar or a short list as it would be written in a YAML file."""
     if value is None:

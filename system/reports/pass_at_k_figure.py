@@ -1,4 +1,4 @@
-"""What an answer costs: pass@k against the tokens of k completions. Called by the reporter and tools/compare_runs."""
+"""What an answer costs: pass@k against the tokens of k completions. Called by the reporter and `credence compare`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -132,9 +132,9 @@ class Recorder:
         """The resolved configuration as config.yaml."""
         write_text_atomically(self._folder / "config.yaml", yaml_text)
 
-    def write_environment(self) -> None:
-        """Versions, machine and commit as environment.json."""
-        write_json_atomically(self._folder / "environment.json", describe_environment())
+    def write_versions(self) -> None:
+        """Versions, machine and commit as versions.json."""
+        write_json_atomically(self._folder / "versions.json", describe_versions())
 
     def record_groups(self, groups: Sequence[ScoredGroup], *, policy_version: int) -> None:
         """Keeps the first groups of an update, with token ids and log-probabilities, as rollouts/VERSION.jsonl."""
@@ -147,7 +147,7 @@ class Recorder:
             outdated.unlink()
 
 
-def describe_environment() -> dict[str, JsonValue]:
+def describe_versions() -> dict[str, JsonValue]:
     """What has to be the same for a run to be reproduced: versions, platform, commit (None outside a checkout)."""
     installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     return {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from system.cli import main
-from system.commands.train import load_tokenizer
+from system.commands.run_inputs import load_tokenizer
 from system.config.load import dump_yaml, load_config
 from system.config.machine import model_folder
 from system.data.belief_files import read_beliefs

@@ -1,4 +1,4 @@
-"""Tools that make tables and figures of several runs: what they compute, on runs written by hand."""
+"""Tables and figures of several runs: what they compute, on runs written by hand."""
 
 import json
 import math
@@ -9,7 +9,8 @@ import torch
 from matplotlib.image import imread
 from transformers import AutoModelForCausalLM
 
-from system.commands import compare, triplets_report
+from system.cli import main
+from system.commands import triplets_report
 from system.data.triplet_policy import write_policy
 
 
@@ -31,6 +32,8 @@ def write_run(folder: Path, *, accuracies: dict[int, float], alarm_at: int | Non
         "accuracy_after": accuracies[5],
         "accuracy_greedy_before": 0.5,
         "accuracy_greedy_after": 0.5 + gain,
+        "num_updates": 5,
+        "seconds": 90.0,
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -40,18 +43,23 @@ def test_compare_runs_tabulates_gains_tokens_and_alarms(tmp_path: Path, capsys: 
     first = write_run(tmp_path / "a", accuracies={0: 0.25, 3: 0.3, 5: 0.5}, alarm_at=4)
     second = write_run(tmp_path / "b", accuracies={0: 0.25, 3: 0.3, 5: 0.5}, gain=0.3)
     figure = tmp_path / "figure.png"
-    compare.main([str(figure), f"one={first},{second}", f"other={second}"])
+    assert main(["compare", f"one={first},{second}", str(second), "--figure", str(figure)]) == 0
     table = capsys.readouterr().out.splitlines()
     # tokens for each right one: 30 / 0.25 before, (30 - 5) / 0.5 after; greedy gains 10 and 30 points
     assert table[2].startswith("| one | 25.0 → 50.0, 25.0 → 50.0 | +25.0 ± 0.0 | +20.0 ±")
-    assert table[2].endswith("| 30 → 25 | 120 → 50 | repetition at 4; - |")
-    assert table[3] == "| other | 25.0 → 50.0 | +25.0 | +30.0 | 30 → 25 | 120 → 50 | - |"
+    assert table[2].endswith("| 30 → 25 | 120 → 50 | 5 in 1.5, 5 in 1.5 | repetition at 4; - |")
+    assert table[3] == "| b | 25.0 → 50.0 | +25.0 | +30.0 | 30 → 25 | 120 → 50 | 5 in 1.5 | - |"
     assert imread(figure).std() > 0.02
 
 
-def test_compare_runs_wants_labels(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="LABEL=RUN_DIR"):
-        compare.main([str(tmp_path / "figure.png"), str(tmp_path)])
+def test_a_folder_without_a_finished_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "expected a finished run with summary.json" in capsys.readouterr().err
+    run = write_run(tmp_path / "a", accuracies={0: 0.25, 5: 0.5})
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"accuracy_after": None, "stopped_by": "SIGTERM"}))
+    assert main(["compare", str(run)]) == 2
+    assert f"ended by SIGTERM. Fix: credence train --resume {run}" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,8 @@ def test_the_run_is_counted(make_config: Callable[..., Config]) -> None:
     )
     plan = plan_run(config)
     assert (plan.num_prompts, plan.num_completions) == (800, 3200)
-    assert plan.num_training_problems == 6262  # 6,762 chains, 500 of them held out
+    assert plan.num_problems["train"] == 6262  # 6,762 chains, 500 of them held out
+    assert plan.num_problems["validation"] == 500
     assert plan.num_evaluations == 6  # start, after 20, 40, 60, 80, and end
     assert plan.evaluation_completions == 2 * 50 * (1 + 4) + 4 * 10 * (1 + 1)
     assert plan.num_checkpoints == 2  # after 50 and at the end
@@ -112,7 +113,8 @@ def test_the_page_states_the_derivation(make_config: Callable[..., Config]) -> N
     assert "32 = 8 prompts x 4 completions" in text
     assert "at most 7 per rank of 1,024 tokens" in text  # 32 sequences, 5 of 200 tokens in 1,024
     assert "10 updates, or until 60 s have passed" in text
-    assert "0.01 passes over 6,262 problems" in text
+    assert "0.01 passes" in text
+    assert "train                6,262 problems" in text
 
 
 def test_the_plan_says_what_beliefs_are_over(make_config: Callable[..., Config]) -> None:

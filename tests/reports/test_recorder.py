@@ -11,7 +11,7 @@ from system.records import Completion, PolicyVersions, Prompt, RewardTerm, Score
 from system.reports.recorder import (
     JsonLinesFile,
     Recorder,
-    describe_environment,
+    describe_versions,
     read_json_lines,
     write_json_atomically,
     write_text_atomically,
@@ -92,10 +92,10 @@ def test_sampled_groups_are_bounded_and_complete(tmp_path: Path) -> None:
 def test_config_and_environment_are_written(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path)
     recorder.write_config("run:\n  seed: 3\n")
-    recorder.write_environment()
+    recorder.write_versions()
     assert (tmp_path / "config.yaml").read_text() == "run:\n  seed: 3\n"
-    environment = json.loads((tmp_path / "environment.json").read_text())
+    environment = json.loads((tmp_path / "versions.json").read_text())
     assert environment["versions"]["numpy"] == np.__version__
     assert environment["python"].startswith("3.")
-    commit = describe_environment()["git_commit"]
+    commit = describe_versions()["git_commit"]
     assert commit is None or len(str(commit)) == 40
