@@ -59,11 +59,11 @@ async def measure(config: Config) -> dict[int, list[float]]:
     """Tokens/s of each round, by number of replicas."""
     from system.runtime.placement import Placement
     from system.runtime.pools import make_pools
-    from system.runtime.scoring_pool import ScoringPool
+    from system.runtime.worker_pool import WorkerPool
 
     groups = make_groups()
     num_tokens = NUM_GROUPS * NUM_COMPLETIONS * (PROMPT_TOKENS + COMPLETION_TOKENS)
-    pools: dict[int, ScoringPool] = {}
+    pools: dict[int, WorkerPool] = {}
     certainty: dict[int, FloatArray] = {}
     rates: dict[int, list[float]] = {1: [], 2: []}
     try:
@@ -71,13 +71,15 @@ async def measure(config: Config) -> dict[int, list[float]]:
             pool = make_pools(config, placement=Placement(config=config), has_learner=False).scoring
             assert pool is not None
             pools[num_replicas] = pool
-            for _ in range(num_replicas):
-                await pool.start_worker()
+            pool.resize(num_replicas)
+            await pool.start()
         for number in range(1 + NUM_ROUNDS):
             # taking turns who goes first: whatever else the machine does hits both
             for num_replicas in (1, 2) if number % 2 else (2, 1):
                 start = time.perf_counter()
-                scored = await asyncio.gather(*(pools[num_replicas].score(group) for group in groups))
+                scored = await asyncio.gather(
+                    *(pools[num_replicas].call("score", group, None, what="score") for group in groups)
+                )
                 if number:
                     rates[num_replicas].append(num_tokens / (time.perf_counter() - start))
                 certainty[num_replicas] = np.array([[row[0].value for row in group.rewards] for group in scored])

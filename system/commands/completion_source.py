@@ -27,7 +27,7 @@ from system.reports.recorder import JsonLinesFile
 
 if TYPE_CHECKING:
     from system.interfaces import Tokenizer
-    from system.runtime.held_out_groups import OnGroup
+    from system.runtime.sampler import OnGroup
 
 COMPLETIONS_FILE = "completions.jsonl"
 

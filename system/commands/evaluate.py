@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 
@@ -30,12 +29,10 @@ def main_evaluate(config: Config) -> int:
 async def _evaluate(config: Config, *, prompts: Sequence[Prompt]) -> None:
     pools = make_pools(config, placement=Placement(config=config), has_learner=False)
     try:
-        await pools.start(config)
+        await pools.start()
         evaluator = make_evaluator(config, prompts=prompts, pools=pools)
-        async with asyncio.TaskGroup() as tasks:
-            replacing = tasks.create_task(pools.rollouts.replace_loop(config.rollout.num_workers))
+        async with pools.supervised():
             result = await evaluator.evaluate(policy_version=NO_POLICY_VERSION, is_final=True)
-            replacing.cancel()
         print(as_json(result, config=config))
     finally:
         await pools.shutdown(seconds=_SHUTDOWN_SECONDS)

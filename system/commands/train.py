@@ -36,6 +36,7 @@ from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
+from system.runtime.scoring_state import load_state
 from system.runtime.session import run_on_ray
 from system.runtime.weight_sync import WeightSync
 
@@ -157,9 +158,9 @@ async def _train_with_actors(
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
             starts.create_task(_start_learner(learner_group, config=config, folder=folder))
-            starts.create_task(pools.start(config))
+            starts.create_task(pools.start())
         if pools.scoring is not None and folder.resumed_from is not None:
-            await pools.scoring.load_state(scorer_directory(folder.resumed_from))
+            await load_state(pools.scoring, scorer_directory(folder.resumed_from))
         parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
         controller = Controller(
             config=config,
@@ -205,8 +206,7 @@ def _connect(
     return Parts(
         task=inputs.task,
         learner_group=learner_group,
-        rollout_pool=pools.rollouts,
-        scoring_pool=pools.scoring,
+        pools=pools,
         scoring=pools.group_scoring(config),
         weight_sync=WeightSync(
             learner_group=learner_group,
@@ -231,8 +231,8 @@ def _connect(
 def make_evaluator(config: Config, *, prompts: Sequence[Prompt], pools: Pools) -> Evaluator:
     """The evaluator over prompts of the held-out split."""
     return Evaluator(
-        rollout_pool=pools.rollouts,
-        reward_pool=pools.rewards,
+        generator=pools,
+        verify=pools.group_scoring(config).verify,
         prompts=prompts,
         config=config.evaluation,
         max_tokens=config.rollout.max_completion_tokens,

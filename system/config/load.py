@@ -34,6 +34,7 @@ RESUMABLE_KEYS = (
     "reward.processes_per_worker",
     "reward.cpus_per_worker",
     "reward.group_timeout_seconds",
+    "reward.max_restarts",
     "scorer.num_workers",
     "scorer.tokens_per_pass",
     "scorer.threads_per_worker",

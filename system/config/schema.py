@@ -96,6 +96,7 @@ class RewardConfig:
     )
     cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.25, minimum=0)
     group_timeout_seconds: float = key("Deadline for scoring one group.", 120.0, above=0)
+    max_restarts: int = key("Dead reward workers replaced in one run before it ends.", 10, minimum=0)
     terms: tuple[RewardTermConfig, ...] = key(
         "The reward: the weighted sum of these terms. Weight 0 only monitors. A list replaces the whole list.",
         (RewardTermConfig(scorer="verifier"),),

@@ -70,6 +70,13 @@ REWARD_METRICS = (
             "reward/invalid_<reason>": "Invalid rewards by reason.",
         },
     ),
+    *_defined(
+        "last",
+        {
+            "reward/num_workers": "Reward workers that serve.",
+            "reward/num_restarts": "Reward workers replaced so far.",
+        },
+    ),
     MetricDefinition(name="reward/<scorer>_mean", description="Mean valid value of one scorer."),
     MetricDefinition(name="reward/<scorer>_seconds", description="Scoring time of one completion by one scorer."),
 )

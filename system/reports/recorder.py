@@ -10,13 +10,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
 from system.data.group_files import group_as_json
 from system.data.json_values import JsonValue
-from system.records import ScoredGroup
+from system.records import Prompt, Sampling, ScoredGroup
 
 RECORDED_DISTRIBUTIONS = (
     "torch",
@@ -145,6 +146,21 @@ class Recorder:
         write_text_atomically(self._rollouts / f"{policy_version:08d}.jsonl", lines)
         for outdated in sorted(self._rollouts.glob("*.jsonl"))[: -self._max_rollout_files]:
             outdated.unlink()
+
+    def record_dead_letter(
+        self, group_id: int, *, prompt: Prompt, sampling: Sampling, policy_version: int, errors: Sequence[str]
+    ) -> None:
+        """Appends to dead_letters.jsonl what generates the group again; its completions draw from (seed, group_id)."""
+        letter: dict[str, JsonValue] = {
+            "group_id": group_id,
+            "policy_version": policy_version,
+            "prompt_id": prompt.prompt_id,
+            "prompt_token_ids": prompt.token_ids.tolist(),
+            "sampling": asdict(sampling),
+            "errors": list(errors),
+        }
+        with (self._folder / "dead_letters.jsonl").open("a", encoding="utf-8") as file:
+            file.write(_json_line(letter))
 
 
 def describe_versions() -> dict[str, JsonValue]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from system.data.samples import ScoredSamples
 from system.metrics import MetricSet, MetricTable
-from system.records import ScoredGroup
+from system.records import Prompt, Sampling, ScoredGroup
 from system.reports.belief_figures import draw_posteriors, posterior_panels
 from system.reports.display import Display
 from system.reports.metric_history import read_history
@@ -84,6 +84,15 @@ class Reporter:
         """Somebody should look at the run now: terminal and W&B."""
         self._display.warn(f"{title}: {text}")
         self._tracker.alert(title, text=text)
+
+    def record_dead_letter(
+        self, group_id: int, *, prompt: Prompt, sampling: Sampling, policy_version: int, errors: Sequence[str]
+    ) -> None:
+        """A group that killed its worker at every attempt; the run goes on without it."""
+        self._display.warn(f"group {group_id} is given up after {len(errors)} lost workers: {errors[-1]}")
+        self._recorder.record_dead_letter(
+            group_id, prompt=prompt, sampling=sampling, policy_version=policy_version, errors=errors
+        )
 
     def record_evaluation(self, result: EvaluationResult) -> None:
         """The table of sampled completions; the figures are logged with their update."""

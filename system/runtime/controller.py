@@ -1,17 +1,17 @@
 """The loops of a run, in one asyncio event loop of the driver process.
 
     prompt_loop    group_buffer.wait_for_slot ─> lease ─> rollout task
-    rollout tasks  rollout_pool.generate ─> scoring.score ─> group_buffer.put
+    rollout tasks  pools.generate ─> scoring.score ─> group_buffer.put
     train_loop     group_buffer.next_batch ─> samples ─> packed batch ─> learner_group.train_step
                    ─> weight_sync.synchronise ─> group_buffer.version_published ─> evaluate, checkpoint
-    replace_loop   of each pool: wait_for_shortage ─> start a worker ─> weight_sync.synchronise
+    supervise      of each pool: a worker is missing ─> start one ─> weight_sync.synchronise
 
 | loop         | waits for                              | who unblocks it                         |
 |--------------|----------------------------------------|-----------------------------------------|
 | prompt_loop  | a slot                                 | train_loop publishes; a group is dropped |
 | rollout task | a serving worker, the engine, a scorer | weight_sync, the workers                |
 | train_loop   | prompts_per_step scored groups         | rollout tasks                           |
-| replace_loop | a lost worker                          | whoever notices the death               |
+| supervise    | a lost worker                          | whoever notices the death               |
 
 The first loop that fails ends the others; every wait on a worker has a deadline.
 """
@@ -42,10 +42,11 @@ from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
-from system.runtime.rollout_pool import RolloutPool
-from system.runtime.scoring_pool import ScoringPool
+from system.runtime.pools import Pools
+from system.runtime.scoring_state import copy_state, logprob_difference, save_state
 from system.runtime.weight_sync import WeightSync
-from system.runtime.worker_pool import PoolMember, WorkerDiedError
+from system.runtime.worker_failures import PoisonedCallError
+from system.runtime.worker_pool import PoolMember
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +57,7 @@ class Parts:
 
     task: Task
     learner_group: LearnerGroup
-    rollout_pool: RolloutPool
-    scoring_pool: ScoringPool | None  # None: no reward needs the policy's weights
+    pools: Pools
     scoring: GroupScoring
     weight_sync: WeightSync
     buffer: GroupBuffer
@@ -123,12 +123,7 @@ class Controller:
     async def run(self) -> Outcome:
         """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
         try:
-            async with asyncio.TaskGroup() as loops:
-                parts, config = self._parts, self._config
-                replacing = [parts.rollout_pool.replace_loop(config.rollout.num_workers, admit=self._admit)]
-                if parts.scoring_pool is not None:
-                    replacing.append(parts.scoring_pool.replace_loop(config.scorer.num_workers, admit=self._admit))
-                background = [loops.create_task(loop) for loop in replacing]
+            async with self._parts.pools.supervised(self._admit), asyncio.TaskGroup() as loops:
                 await self._synchronise()
                 self._parts.buffer.version_published(self.outcome.policy_version)
                 if self.outcome.policy_version == 0:
@@ -141,9 +136,9 @@ class Controller:
                 self._published_time = time.perf_counter()
                 for group_id, prompt in self._outstanding.items():
                     self._start_rollout(loops, group_id, prompt=prompt)
-                background.append(loops.create_task(self._prompt_loop(loops)))
+                prompt_loop = loops.create_task(self._prompt_loop(loops))
                 await self._train_loop()
-                for task in (*background, *self._rollout_tasks):
+                for task in (prompt_loop, *self._rollout_tasks):
                     task.cancel()
         finally:
             self._parts.buffer.close()
@@ -165,19 +160,26 @@ class Controller:
         task.add_done_callback(self._rollout_tasks.discard)
 
     async def _roll_out(self, group_id: int, *, prompt: Prompt) -> None:
-        """Generate and score one group; again from the start when its worker dies."""
-        ledger = self._parts.ledger
-        while True:
-            try:
-                group = await self._parts.rollout_pool.generate(prompt, group_id=group_id, sampling=self._sampling)
-                break
-            except WorkerDiedError as error:
-                _log.warning("%s; the group is generated again", error)
-                ledger.regenerate(group_id)
-        ledger.mark_generated(group_id)
-        scored = await self._parts.scoring.score(group)
+        """Generate and score one group; one that every worker died of becomes a dead letter."""
+        parts = self._parts
+        try:
+            group = await parts.pools.generate(
+                prompt, group_id=group_id, sampling=self._sampling, on_retry=lambda _: parts.ledger.regenerate(group_id)
+            )
+            parts.ledger.mark_generated(group_id)
+            scored = await parts.scoring.score(group)
+        except PoisonedCallError as e:
+            self._reporter.record_dead_letter(
+                group_id,
+                prompt=prompt,
+                sampling=self._sampling,
+                policy_version=self.outcome.policy_version,
+                errors=e.errors,
+            )
+            self._drop(group_id, reason="poisoned")
+            return
         if combine_rewards(scored.rewards, weights=self._reward_weights).valid.any():
-            self._parts.buffer.put(scored)
+            parts.buffer.put(scored)
         else:
             self._drop(group_id, reason="no_valid_reward")
 
@@ -255,7 +257,8 @@ class Controller:
             groups = await asyncio.gather(
                 *(parts.scoring.bring_up_to_date(group, policy_version=version) for group in groups)
             )
-            difference = await parts.scoring_pool.logprob_difference() if parts.scoring_pool is not None else None
+            pool = parts.pools.scoring
+            difference = await logprob_difference(pool) if pool is not None else None
             if difference is not None:
                 self._metrics.add("scorer/logprob_max_abs_diff_nats", difference)
         with self._phase("batch"):
@@ -312,9 +315,9 @@ class Controller:
 
     async def _admit(self, member: PoolMember) -> None:
         """Bring a worker that replaces another one to the newest weights."""
-        if member.pool is self._parts.scoring_pool:
-            await self._parts.scoring_pool.copy_state(member)
-        if member.pool.receives_weights:
+        if member.pool is self._parts.pools.scoring:
+            await copy_state(member)
+        if member.pool.settings.receives_weights:
             await self._parts.weight_sync.synchronise()
 
     async def _evaluate(self, *, is_final: bool) -> EvaluationResult:
@@ -330,8 +333,8 @@ class Controller:
         with self._phase("checkpoint"):
             directory = parts.checkpoints.partial_directory(version)
             written = await parts.learner_group.save_checkpoint(directory)
-            if parts.scoring_pool is not None:
-                await parts.scoring_pool.save_state(scorer_directory(directory))
+            if parts.pools.scoring is not None:
+                await save_state(parts.pools.scoring, scorer_directory(directory))
             await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
 
     def _run_state(self) -> RunState:
@@ -352,7 +355,7 @@ class Controller:
 
     def _add_totals(self) -> None:
         """Counts since the start, taken before the next step's groups are leased: the same in every synchronous run."""
-        parts = self._parts
+        parts, pools = self._parts, self._parts.pools
         totals = parts.ledger.totals()
         for name in ("leased", "generated", "scored", "trained", "regenerated", "dropped", "in_flight"):
             self._metrics.add(f"ledger/{name}", getattr(totals, name))
@@ -362,11 +365,11 @@ class Controller:
             self._metrics.add(f"queue/{state}_groups", parts.ledger.num_in_state(state))
         self._metrics.add("queue/ready_groups", parts.buffer.num_ready)
         self._metrics.add("queue/outstanding_groups", parts.buffer.num_outstanding)
-        self._metrics.add("rollout/num_workers", parts.rollout_pool.num_serving)
-        self._metrics.add("rollout/num_restarts", parts.rollout_pool.num_removed)
-        if parts.scoring_pool is not None:
-            self._metrics.add("scorer/num_workers", parts.scoring_pool.num_serving)
-            self._metrics.add("scorer/num_restarts", parts.scoring_pool.num_removed)
+        for area, pool in (("rollout", pools.rollouts), ("reward", pools.rewards), ("scorer", pools.scoring)):
+            if pool is not None:
+                self._metrics.add(f"{area}/num_workers", pool.num_serving)
+                self._metrics.add(f"{area}/num_restarts", pool.num_removed)
+        if pools.scoring is not None:
             self._metrics.add("scorer/num_scored_again", parts.scoring.num_scored_again)
         self._metrics.add("batch/num_skipped_prompts", parts.prompt_source.num_skipped)
 

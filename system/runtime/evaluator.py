@@ -17,9 +17,7 @@ from system.config.schema import EvaluationConfig
 from system.numerics.pass_at_k import mean_with_interval, pass_at_k
 from system.numerics.text_statistics import count_reflection_words
 from system.records import Metric, Prompt, Sampling, ScoredGroup
-from system.runtime.reward_pool import RewardPool
-from system.runtime.rollout_pool import RolloutPool
-from system.runtime.worker_pool import WorkerDiedError
+from system.runtime.sampler import Generator, Score, answer_prompts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +71,15 @@ class Evaluator:
     def __init__(
         self,
         *,
-        rollout_pool: RolloutPool,
-        reward_pool: RewardPool,
+        generator: Generator,
+        verify: Score,
         prompts: Sequence[Prompt],
         config: EvaluationConfig,
         max_tokens: int,
         seed: int,
     ) -> None:
-        self._rollout_pool = rollout_pool
-        self._reward_pool = reward_pool
+        self._generator = generator
+        self._verify = verify
         self._prompts = tuple(prompts)
         self._config = config
         self._max_tokens = max_tokens
@@ -110,20 +108,11 @@ class Evaluator:
             num_completions=num_completions,
             seed=self._seed,
         )
-        async with asyncio.TaskGroup() as tasks:
-            answers = [
-                tasks.create_task(self._answer(prompt, group_id=index, sampling=sampling))
-                for index, prompt in enumerate(prompts)
-            ]
-        return [answer.result() for answer in answers]
-
-    async def _answer(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> ScoredGroup:
-        while True:
-            try:
-                group = await self._rollout_pool.generate(prompt, group_id=group_id, sampling=sampling)
-            except WorkerDiedError:
-                continue  # the pool ends the run when too many die
-            return await self._reward_pool.score(group)
+        groups: list[ScoredGroup] = []
+        await answer_prompts(
+            prompts, generator=self._generator, score=self._verify, sampling=sampling, on_group=groups.append
+        )
+        return groups
 
 
 def summarise(

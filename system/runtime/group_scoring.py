@@ -6,13 +6,11 @@ score_again    new terms from the replicas for a group whose scores come from we
 """
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
 
 from system.errors import WeightSyncError
-from system.records import CompletionGroup, ScoredGroup
-from system.runtime.reward_pool import RewardPool
-from system.runtime.scoring_pool import ScoringPool
+from system.records import AnswerHypotheses, CompletionGroup, ScoredGroup
+from system.runtime.worker_pool import WorkerPool
 
 
 class GroupScoring:
@@ -21,8 +19,8 @@ class GroupScoring:
     def __init__(
         self,
         *,
-        reward_pool: RewardPool,
-        scoring_pool: ScoringPool | None,
+        reward_pool: WorkerPool,
+        scoring_pool: WorkerPool | None,
         max_lag_versions: int | None,
         asks_for_beliefs: bool = False,
     ) -> None:
@@ -33,14 +31,22 @@ class GroupScoring:
         self.num_scored_again = 0
 
     async def score(self, group: CompletionGroup) -> ScoredGroup:
-        """The group with one term of each scorer for each completion. Raises DeadlineError."""
+        """The group with one term of each scorer for each completion.
+
+        Raises PoisonedCallError, PoolExhaustedError.
+        """
         if self._scoring_pool is None:
-            return await self._reward_pool.score(group)
+            return await self.verify(group)
         if self._asks_for_beliefs:
-            by_rule = await self._reward_pool.score(group, with_hypotheses=True)
-            by_policy = await self._scoring_pool.score(group, hypotheses=by_rule.hypotheses)
+            by_rule = await self.verify(group, with_hypotheses=True)
+            by_policy = await self._by_policy(group, hypotheses=by_rule.hypotheses)
         else:
-            by_rule, by_policy = await _both(self._reward_pool.score(group), self._scoring_pool.score(group))
+            by_policy_task = asyncio.ensure_future(self._by_policy(group))
+            try:
+                by_rule = await self.verify(group)
+                by_policy = await by_policy_task
+            finally:
+                by_policy_task.cancel()
         rewards = zip(by_rule.rewards, by_policy.rewards, strict=True)
         return replace(
             by_rule,
@@ -59,7 +65,7 @@ class GroupScoring:
             return group
         self.num_scored_again += 1
         completed = CompletionGroup(group_id=group.group_id, prompt=group.prompt, completions=group.completions)
-        scored = await self._scoring_pool.score(completed, hypotheses=group.hypotheses)
+        scored = await self._by_policy(completed, hypotheses=group.hypotheses)
         lag = lag_versions(scored, policy_version=policy_version)
         if lag > self._max_lag_versions:
             raise WeightSyncError(
@@ -73,13 +79,19 @@ class GroupScoring:
         )
         return replace(group, rewards=tuple(rewards), belief_traces=scored.belief_traces)
 
+    async def verify(self, group: CompletionGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
+        """The terms of the rules alone. Raises PoisonedCallError, PoolExhaustedError."""
+        scored: ScoredGroup = await self._reward_pool.call(
+            "score", group, with_hypotheses, what=f"verify group {group.group_id}"
+        )
+        return scored
 
-async def _both(
-    by_rule: Coroutine[None, None, ScoredGroup], by_policy: Coroutine[None, None, ScoredGroup]
-) -> tuple[ScoredGroup, ScoredGroup]:
-    async with asyncio.TaskGroup() as tasks:
-        ruled, scored = tasks.create_task(by_rule), tasks.create_task(by_policy)
-    return ruled.result(), scored.result()
+    async def _by_policy(self, group: CompletionGroup, *, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
+        assert self._scoring_pool is not None
+        scored: ScoredGroup = await self._scoring_pool.call(
+            "score", group, hypotheses, what=f"score group {group.group_id}"
+        )
+        return scored
 
 
 def lag_versions(group: ScoredGroup, *, policy_version: int) -> int:

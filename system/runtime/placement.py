@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -63,16 +63,18 @@ def check_cluster_holds(config: Config) -> None:
             )
 
 
-async def shut_down_actors(actors: Sequence[ActorHandle], *, seconds: float) -> None:
+async def shut_down_actors(
+    actors: Sequence[ActorHandle], *, seconds: float, kill: Callable[[ActorHandle], None] = ray.kill
+) -> None:
     """Let each actor's `shutdown` end its processes, then kill what is left. Never raises on a dead actor."""
-    calls = [asyncio.wrap_future(actor.shutdown.remote().future()) for actor in actors]
+    calls = [asyncio.ensure_future(actor.shutdown.remote()) for actor in actors]
     if calls:
         await asyncio.wait(calls, timeout=seconds)
     for call in calls:
         if not call.cancel() and not call.cancelled():
             call.exception()  # read, so that asyncio does not warn about it
     for actor in actors:
-        ray.kill(actor)
+        kill(actor)
 
 
 class Placement:
@@ -108,7 +110,7 @@ class Placement:
             belief=self._config.belief if uses_beliefs(self._config) else None,
         )
 
-    def create_reward_actor(self) -> ActorHandle:
+    def create_reward_actor(self, name: str) -> ActorHandle:
         needs = self._needs["reward worker"]
         actor = ray.remote(RewardActor).options(num_cpus=needs.cpus, max_restarts=0)
         return actor.remote(

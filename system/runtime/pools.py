@@ -1,39 +1,66 @@
-"""The worker pools of one configuration together: made, started and taken down as one thing by the entry points."""
+"""The worker pools of one configuration together: made, started, kept and taken down as one by the entry points."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from system.config.resources import uses_beliefs, uses_scoring_replicas
 from system.config.schema import Config
+from system.records import CompletionGroup, Prompt, Sampling
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
-from system.runtime.reward_pool import RewardPool
-from system.runtime.rollout_pool import RolloutPool
-from system.runtime.scoring_pool import ScoringPool
-from system.runtime.worker_pool import WorkerPool
+from system.runtime.worker_pool import Admit, PoolSettings, WorkerPool
+
+_FILLINGS = 2  # sequences that an engine is given, as a multiple of those it decodes at once: it never waits for us
+_MAX_REWARD_GROUPS = 16  # scored by one call, because a call costs more than a check
+_MAX_REPLICA_CALLS = 2  # so that a replica never idles and a weight sync never waits for more than that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pools:
-    rollouts: RolloutPool
-    rewards: RewardPool
-    scoring: ScoringPool | None  # None: no reward needs the policy's weights
+    rollouts: WorkerPool
+    rewards: WorkerPool
+    scoring: WorkerPool | None  # None: no reward needs the policy's weights
 
-    async def start(self, config: Config) -> None:
-        """Start all workers; those that receive weights are JOINING then. Raises WorkerDiedError, DeadlineError."""
-        async with asyncio.TaskGroup() as starts:
-            starts.create_task(self.rewards.start())
-            for _ in range(config.rollout.num_workers):
-                starts.create_task(self.rollouts.start_worker())
-            if self.scoring is not None:
-                for _ in range(config.scorer.num_workers):
-                    starts.create_task(self.scoring.start_worker())
+    def all(self) -> tuple[WorkerPool, ...]:
+        return tuple(pool for pool in (self.rollouts, self.rewards, self.scoring) if pool is not None)
 
     def receivers(self) -> tuple[WorkerPool, ...]:
         """The pools that every weight sync reaches."""
-        return tuple(pool for pool in (self.rollouts, self.scoring) if pool is not None and pool.receives_weights)
+        return tuple(pool for pool in self.all() if pool.settings.receives_weights)
+
+    async def start(self) -> None:
+        """Start all workers; those that receive weights are JOINING then. Raises WorkerDiedError."""
+        async with asyncio.TaskGroup() as starts:
+            for pool in self.all():
+                starts.create_task(pool.start())
+
+    @asynccontextmanager
+    async def supervised(self, admit: Admit | None = None) -> AsyncIterator[None]:
+        """Meanwhile lost workers are replaced; raises PoolExhaustedError, also into the body, when too many are."""
+        async with asyncio.TaskGroup() as loops:
+            supervising = [loops.create_task(pool.supervise(admit)) for pool in self.all()]
+            yield
+            for loop in supervising:
+                loop.cancel()
+
+    async def generate(
+        self, prompt: Prompt, *, group_id: int, sampling: Sampling, on_retry: Callable[[str], None] | None = None
+    ) -> CompletionGroup:
+        """One group of completions. Raises PoisonedCallError, PoolExhaustedError."""
+        group: CompletionGroup = await self.rollouts.call(
+            "generate",
+            prompt,
+            group_id,
+            sampling,
+            what=f"generate group {group_id}",
+            load=sampling.num_completions,
+            on_retry=on_retry,
+        )
+        return group
 
     def group_scoring(self, config: Config) -> GroupScoring:
         """All scorers of the configuration as one."""
@@ -50,35 +77,51 @@ class Pools:
 
     async def shutdown(self, *, seconds: float) -> None:
         """Take all workers down. Never raises on a dead one."""
-        await asyncio.gather(
-            self.rollouts.shutdown(seconds=seconds),
-            self.rewards.shutdown(seconds=seconds),
-            *(pool.shutdown(seconds=seconds) for pool in [self.scoring] if pool is not None),
-        )
+        await asyncio.gather(*(pool.shutdown(seconds=seconds) for pool in self.all()))
 
 
 def make_pools(config: Config, *, placement: Placement, has_learner: bool = True) -> Pools:
     """The pools of this configuration, not started yet; without a learner all serve model.path as it is."""
-    scoring = ScoringPool(
-        create_actor=placement.create_scoring_actor,
-        start_seconds=config.scorer.start_timeout_seconds,
-        group_seconds=config.scorer.group_timeout_seconds,
-        max_restarts=config.scorer.max_restarts,
-        receives_weights=has_learner and config.scorer.mode != "offline",
+    rollout, reward, scorer = config.rollout, config.reward, config.scorer
+    rollouts = PoolSettings(
+        kind="rollout worker",
+        section="rollout",
+        num_workers=rollout.num_workers,
+        start_seconds=rollout.start_timeout_seconds,
+        call_seconds=rollout.group_timeout_seconds,
+        max_restarts=rollout.max_restarts,
+        receives_weights=has_learner,
+        max_load=_FILLINGS * rollout.max_sequences,
+    )
+    rewards = PoolSettings(
+        kind="reward worker",
+        section="reward",
+        num_workers=reward.num_workers,
+        start_seconds=rollout.start_timeout_seconds,
+        call_seconds=reward.group_timeout_seconds,
+        max_restarts=reward.max_restarts,
+        receives_weights=False,
+        is_exclusive=True,
+        max_load=1,
+        max_calls_at_once=_MAX_REWARD_GROUPS,
+        max_shared_attempts=1,
+    )
+    scoring = PoolSettings(
+        kind="scoring replica",
+        section="scorer",
+        num_workers=scorer.num_workers,
+        start_seconds=scorer.start_timeout_seconds,
+        call_seconds=scorer.group_timeout_seconds,
+        max_restarts=scorer.max_restarts,
+        receives_weights=has_learner and scorer.mode != "offline",
+        is_exclusive=True,
+        max_load=_MAX_REPLICA_CALLS,
+        max_shared_attempts=1,
     )
     return Pools(
-        rollouts=RolloutPool(
-            create_actor=placement.create_rollout_actor,
-            start_seconds=config.rollout.start_timeout_seconds,
-            group_seconds=config.rollout.group_timeout_seconds,
-            max_restarts=config.rollout.max_restarts,
-            receives_weights=has_learner,
-        ),
-        rewards=RewardPool(
-            create_actor=placement.create_reward_actor,
-            num_workers=config.reward.num_workers,
-            start_seconds=config.rollout.start_timeout_seconds,
-            group_seconds=config.reward.group_timeout_seconds,
-        ),
-        scoring=scoring if uses_scoring_replicas(config) else None,
+        rollouts=WorkerPool(rollouts, create_actor=placement.create_rollout_actor),
+        rewards=WorkerPool(rewards, create_actor=placement.create_reward_actor),
+        scoring=WorkerPool(scoring, create_actor=placement.create_scoring_actor)
+        if uses_scoring_replicas(config)
+        else None,
     )

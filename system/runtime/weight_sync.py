@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from system.config.schema import WeightSyncConfig
-from system.errors import DeadlineError, LearnerDiedError, WeightSyncError
+from system.errors import LearnerDiedError, WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
 from system.runtime.deadlines import within
 from system.runtime.learner_group import LearnerGroup
-from system.runtime.worker_pool import WORKER_FAILURES, PoolMember, WorkerPool, WorkerState
+from system.runtime.worker_failures import WORKER_FAILURES, is_worker_failure
+from system.runtime.worker_pool import PoolMember, WorkerPool, WorkerState
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class WeightSync:
             try:
                 manifest, _ = await asyncio.gather(
                     self._learner_group.gather_weights(),
-                    asyncio.gather(*(pool.hold() for pool in self._pools if pool.is_exclusive)),
+                    asyncio.gather(*(pool.hold() for pool in self._pools if pool.settings.is_exclusive)),
                 )
                 await self._transfer(manifest)
                 transferred = time.perf_counter()
@@ -218,7 +219,7 @@ class WeightSync:
         call = getattr(member.actor, method).remote(*arguments)
         try:
             return await within(call, who=member.name, what=method, seconds=seconds)
-        except (*WORKER_FAILURES, DeadlineError) as error:
-            _log.warning("weight sync: %s; it is replaced", error)
-            member.pool.remove(member, reason=str(error))
+        except WORKER_FAILURES as error:
+            if is_worker_failure(error):
+                member.pool.remove(member, reason=str(error))
             raise

@@ -11,9 +11,8 @@ from ray.exceptions import RayActorError
 from system.config.schema import WeightSyncConfig
 from system.errors import WeightSyncError
 from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
-from system.runtime.rollout_pool import RolloutPool
 from system.runtime.weight_sync import WeightSync, canary_difference
-from system.runtime.worker_pool import WorkerState
+from system.runtime.worker_pool import PoolSettings, WorkerPool, WorkerState
 
 MANIFEST = WeightsManifest(
     policy_version=3, names=("w",), shapes=((2,),), dtypes=("float32",), num_bytes=8, digest="d3"
@@ -75,17 +74,22 @@ class FakeLearnerGroup:
         return CANARY
 
 
-async def make_sync(receivers: list[FakeReceiver], events: list[str]) -> tuple[WeightSync, RolloutPool]:
+async def make_sync(receivers: list[FakeReceiver], events: list[str]) -> tuple[WeightSync, WorkerPool]:
     waiting = list(receivers)
-    pool = RolloutPool(
-        create_actor=lambda name: waiting.pop(0),
+    settings = PoolSettings(
+        kind="rollout worker",
+        section="rollout",
+        num_workers=len(receivers),
         start_seconds=1.0,
-        group_seconds=1.0,
+        call_seconds=1.0,
         max_restarts=3,
+    )
+    pool = WorkerPool(
+        settings,
+        create_actor=lambda name: waiting.pop(0),
         kill_actor=lambda actor: events.append(f"kill {actor.name}"),
     )
-    for _ in receivers:
-        await pool.start_worker()
+    await pool.start()
     events.clear()
     sync = WeightSync(
         learner_group=FakeLearnerGroup(events),  # type: ignore[arg-type]
