@@ -10,7 +10,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from system.config.resources import actor_needs
+from system.config.model_checks import attention_window, check_description
+from system.config.resources import actor_needs, uses_beliefs
 from system.config.schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
 from system.errors import ConfigError
 
@@ -40,7 +41,7 @@ def model_folder(path: str) -> Path | None:
 
 def check_environment(config: Config) -> None:
     """Raises ConfigError for the first thing that this machine lacks."""
-    check_model(config.model, rollout=config.rollout)
+    check_model(config.model, rollout=config.rollout, asks_for_beliefs=uses_beliefs(config))
     check_data_files(config.task)
     check_wandb_key(config.tracker)
     # A cluster that is joined is asked for its resources once Ray runs.
@@ -89,7 +90,7 @@ def num_visible_gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
-def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
+def check_model(model: ModelConfig, *, rollout: RolloutConfig, asks_for_beliefs: bool) -> None:
     """A local model must be complete enough to load and have room for prompt and completion."""
     folder = model_folder(model.path)
     if folder is None:
@@ -103,6 +104,7 @@ def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
             fix="remove it, or give model.path as a hub id",
         )
     description = _read_model_config(model.path, folder=folder)
+    check_description(model.path, description=description)
     _check_weights(model.path, folder=folder)
     positions = description.get("max_position_embeddings")
     needed = rollout.max_prompt_tokens + rollout.max_completion_tokens
@@ -112,6 +114,14 @@ def check_model(model: ModelConfig, *, rollout: RolloutConfig) -> None:
             given=needed,
             expected=f"at most the {positions} positions of {model.path}",
             fix="lower rollout.max_completion_tokens, or take a model with more positions",
+        )
+    window = attention_window(description)
+    if asks_for_beliefs and window is not None and needed > window:
+        raise ConfigError(
+            "rollout.max_prompt_tokens + rollout.max_completion_tokens",
+            given=needed,
+            expected=f"at most the {window} tokens of the window of {model.path}, as beliefs look at whole responses",
+            fix="lower rollout.max_completion_tokens, or take a model without a window",
         )
 
 

@@ -119,7 +119,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    packed_layout: PackedLayout,
+    packed_layout: PackedLayout | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -128,13 +128,15 @@ def packed_attention(
     """softmax(q k^T * scaling) v within each packed sequence, causal or by the layout's masks.
 
     `query` [1, H, N, D], `key` and `value` [1, H_kv, N, D]; returns [1, N, H, D]. Grouped-query heads are
-    shared by H / H_kv queries. Raises ValueError for what would silently compute something else: an attention
-    mask, a window shorter than a sequence, soft-capped scores, attention sinks, or dropout.
+    shared by H / H_kv queries. With `sliding_window` W a query sees the W newest tokens, itself included. Raises
+    ValueError for what would silently compute something else: an attention mask, a window shorter than a tree,
+    soft-capped scores, attention sinks, or dropout.
     """
     if attention_mask is not None or softcap is not None or s_aux is not None or dropout != 0.0:
         raise ValueError("packed attention supports no extra mask, soft cap, attention sinks or dropout")
-    if sliding_window is not None and sliding_window < packed_layout.max_length:
-        raise ValueError(f"a sequence of {packed_layout.max_length} tokens exceeds the model's window {sliding_window}")
+    if packed_layout is None:
+        raise ValueError("the model's layers do not hand on where the packed sequences lie")
+    window = sliding_window if sliding_window is not None and sliding_window < packed_layout.max_length else None
     num_heads, num_key_heads = query.shape[1], key.shape[1]
     # [N, H, D]: a packed token is one contiguous row, so that gathering copies rows.
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
@@ -146,18 +148,30 @@ def packed_attention(
             .transpose(1, 2)
             for tensor in rows
         )
+        mask = block.mask if window is None else _window_mask(block, window=window)
         attended = scaled_dot_product_attention(
             block_query,
             block_key,
             block_value,
-            attn_mask=block.mask,
-            is_causal=block.mask is None,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=scaling,
             enable_gqa=num_heads != num_key_heads,
         )
         outputs.append(attended.transpose(1, 2).reshape(-1, num_heads, value.shape[-1]))
     cells_in_order = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return cells_in_order.index_select(0, packed_layout.scatter).unsqueeze(0), None
+
+
+def _window_mask(block: PackedBlock, *, window: int) -> Tensor | None:
+    """bool[L_c, L_c], query x key: the `window` newest tokens, the query's own included. None: all fit into it."""
+    if block.mask is not None:
+        raise ValueError(f"a tree of sequences exceeds the model's window of {window} tokens")
+    if block.max_length <= window:
+        return None
+    position = torch.arange(block.max_length, device=block.gather.device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)
 
 
 def no_attention_mask(*_positional: object, **_named: object) -> None:

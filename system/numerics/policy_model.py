@@ -5,14 +5,22 @@ works that transformers loads as a causal LM with rotary or absolute position id
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from system.config.model_checks import check_description
 from system.errors import ConfigError
 from system.numerics.logprobs import TokenStatistics, token_statistics
+from system.numerics.model_agreement import (
+    plain_logprobs,
+    probe_sequences,
+    require_agreement,
+    require_finite_weights,
+)
 from system.numerics.packed_attention import PACKED_ATTENTION, PackedLayout, no_attention_mask, packed_attention
 
 # Settings of transformers configs that change the logits after the LM head, with the value that changes nothing.
@@ -92,11 +100,45 @@ def load_policy_model(
 
     `num_real_tokens`: rows of the LM head that are tokens; self-certainty leaves out those behind them.
     Dropout is off because it would make the learner's log-probabilities differ from the engine's at random.
-    Raises ConfigError for a model whose logits are not hidden @ weight^T.
+    Raises ConfigError for a model whose logits are not hidden @ weight^T, with weights that are not finite, or that
+    computes in a packed pass something else than transformers for single sequences.
     """
+    causal_lm = _load_causal_lm(
+        model_path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, device=device
+    )
+    require_finite_weights(causal_lm, model_path=model_path)
+    head = causal_lm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None or head is not getattr(causal_lm, "lm_head", None):
+        raise ConfigError(
+            "model.path",
+            given=model_path,
+            expected="a causal LM whose `lm_head` is a linear layer without bias",
+            fix="choose another model",
+        )
+    sequences = probe_sequences(causal_lm)
+    plain = plain_logprobs(causal_lm, sequences[:2])
+    causal_lm.lm_head = TokenStatisticsHead(head.weight, num_real_tokens=num_real_tokens)
+    model = PolicyModel(causal_lm)
+    require_agreement(
+        sequences,
+        plain=plain,
+        packed_logprobs=partial(_packed_logprobs, model),
+        name=f"{type(causal_lm).__name__} in {model_path}",
+        dtype=dtype,
+    )
+    if gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _load_causal_lm(
+    model_path: str, *, revision: str | None, trust_remote_code: bool, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """With packed attention, without dropout, in training mode. Raises ConfigError for what its config.json says."""
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     AttentionMaskInterface.register(PACKED_ATTENTION, no_attention_mask)
     config = AutoConfig.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
+    check_description(model_path, description=config.to_dict())
     for name, neutral in _LOGIT_TRANSFORMS.items():
         if getattr(config, name, neutral) != neutral:
             raise ConfigError(
@@ -109,7 +151,7 @@ def load_policy_model(
         if hasattr(config, name):
             setattr(config, name, 0.0)
     disable_progress_bar()
-    causal_lm = AutoModelForCausalLM.from_pretrained(
+    causal_lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model_path,
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -117,21 +159,23 @@ def load_policy_model(
         dtype=dtype,
         attn_implementation=PACKED_ATTENTION,
     )
-    head = causal_lm.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None or head is not getattr(causal_lm, "lm_head", None):
-        raise ConfigError(
-            "model.path",
-            given=model_path,
-            expected="a causal LM whose `lm_head` is a linear layer without bias",
-            fix="choose another model",
-        )
-    causal_lm.lm_head = TokenStatisticsHead(head.weight, num_real_tokens=num_real_tokens)
     for module in causal_lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    if gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return PolicyModel(causal_lm).to(device).train()
+    return causal_lm.to(device).train()
+
+
+@torch.no_grad()
+def _packed_logprobs(model: PolicyModel, sequences: Sequence[Tensor]) -> list[Tensor]:
+    """log p(token t | tokens before t) of each sequence, float32[L-1], nats, from one pass over all."""
+    device = sequences[0].device
+    lengths = [len(sequence) for sequence in sequences]
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    ids = torch.cat(list(sequences))
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    index = positions.nonzero()[:, 0]
+    logprobs, _, _ = model(ids, positions, PackedLayout.build(starts, device=device), index - 1, ids[index], 1.0)
+    return list(logprobs.split([length - 1 for length in lengths]))
 
 
 def persistent_buffers(model: PolicyModel) -> dict[str, Tensor]:

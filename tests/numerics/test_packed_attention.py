@@ -72,8 +72,12 @@ def test_what_would_be_computed_wrongly_is_refused() -> None:
     _, _, layout = packed_inputs()
     states = torch.zeros(1, 2, sum(LENGTHS), 4)
     module = torch.nn.Identity()
-    with pytest.raises(ValueError, match="exceeds the model's window 89"):
-        packed_attention(module, states, states, states, None, packed_layout=layout, sliding_window=89)
+    tree = PackedLayout.build(torch.tensor([0, 3]), device=torch.device("cpu"), masks=[torch.ones(3, 3).tril().bool()])
+    three = states[:, :, :3]
+    with pytest.raises(ValueError, match="a tree of sequences exceeds the model's window of 2 tokens"):
+        packed_attention(module, three, three, three, None, packed_layout=tree, sliding_window=2)
+    with pytest.raises(ValueError, match="do not hand on where the packed sequences lie"):
+        packed_attention(module, states, states, states, None)
     with pytest.raises(ValueError, match="soft cap"):
         packed_attention(module, states, states, states, None, packed_layout=layout, softcap=30.0)
     with pytest.raises(ValueError, match="must ascend strictly"):
