@@ -17,12 +17,12 @@ from system.interfaces import Scorer
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
-    CompletionGroup,
     FloatArray,
     Prompt,
     ReceiverStatus,
     Sampling,
     ScoredGroup,
+    TrajectoryGroup,
     WeightGroupSpec,
     WeightsManifest,
 )
@@ -48,7 +48,7 @@ class RolloutActor:
         await self._worker.start()
         return self._worker.num_ranks
 
-    async def generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> CompletionGroup:
+    async def generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> TrajectoryGroup:
         return await self._worker.generate(prompt, group_id=group_id, sampling=sampling)
 
     async def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
@@ -115,17 +115,15 @@ class ScoringActor:
             )
         return self._model.num_ranks
 
-    def score(self, group: CompletionGroup, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
+    def score(self, group: TrajectoryGroup, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
         """Terms of the scorers for each completion, none without scorers, and the traces of its beliefs."""
         terms = self._self_certainty.score(group) if self._self_certainty is not None else ()
         traces: tuple[BeliefTrace, ...] = ()
         if self._belief is not None and hypotheses is not None:
             traces = self._belief.traces(group, hypotheses=hypotheses)
         return ScoredGroup(
-            group_id=group.group_id,
-            prompt=group.prompt,
-            completions=group.completions,
-            rewards=tuple((term,) for term in terms) or ((),) * len(group.completions),
+            group=group,
+            terms=tuple((term,) for term in terms) or ((),) * len(group.trajectories),
             belief_traces=traces,
         )
 
@@ -189,7 +187,7 @@ class RewardActor:
     def start(self) -> None:
         """Answers once the scorers are ready to score."""
 
-    def score(self, groups: Sequence[tuple[CompletionGroup, bool]]) -> list[ScoredGroup]:
+    def score(self, groups: Sequence[tuple[TrajectoryGroup, bool]]) -> list[ScoredGroup]:
         """Each group with the terms of its completions, and with hypotheses where that is asked for."""
         return [self._worker.score(group, with_hypotheses=with_hypotheses) for group, with_hypotheses in groups]
 

@@ -27,7 +27,7 @@ from system.config.schema import BeliefConfig, Config
 from system.data.group_files import read_groups
 from system.data.samples import ScoredSamples, make_belief_samples, make_samples
 from system.data.tasks import make_task
-from system.records import CompletionGroup, ScoredGroup
+from system.records import ScoredGroup
 
 WEIGHTS = {"verifier": 1.0}
 REFERENCE_WEIGHTS = (0.0, 0.2, 0.5, 1.0, 2.0)
@@ -94,8 +94,7 @@ def with_beliefs(config: Config, *, paths: Sequence[Path], max_groups: int) -> l
                 task_name=config.task.name,
                 tokenise=lambda text: model.tokenizer.encode(text, add_special_tokens=False),
             ):
-                read = filed.group
-                group = CompletionGroup(group_id=read.group_id, prompt=read.prompt, completions=read.completions)
+                group = filed.scored.group
                 scored = worker.score(group, with_hypotheses=True)
                 assert scored.hypotheses is not None
                 groups.append(replace(scored, belief_traces=scorer.traces(group, hypotheses=scored.hypotheses)))
@@ -112,7 +111,12 @@ def print_row(name: str, *, groups: Sequence[ScoredGroup], credit: Callable[[Sco
     wrong: list[float] = []
     orders: list[float] = []
     for group in groups:
-        advantages = np.array([each.mean() if len(each) else 0.0 for each in credit(group).advantages])
+        advantages = np.array(
+            [
+                advantages[trajectory.is_sampled].mean() if trajectory.num_sampled else 0.0
+                for advantages, trajectory in zip(credit(group).advantages, group.group.trajectories, strict=True)
+            ]
+        )
         is_good = np.array([is_right(group, index) for index in range(len(advantages))])
         good, bad = advantages[is_good], advantages[~is_good]
         right.extend(good)
@@ -131,7 +135,7 @@ def main() -> None:
     config = load_config([options.run_dir / "config.yaml"], check_devices=False)
     paths = sorted((options.run_dir / "rollouts").glob("*.jsonl"))
     groups = with_beliefs(config, paths=paths, max_groups=options.max_groups)
-    num_mixed = sum(len({is_right(group, index) for index in range(len(group.completions))}) == 2 for group in groups)
+    num_mixed = sum(len({is_right(group, index) for index in range(len(group.terms))}) == 2 for group in groups)
     print(f"{len(groups)} groups, {num_mixed} of them with right and wrong completions\n")
     print("| credit | right | wrong | auc |\n|---|---|---|---|")
     for name, credit in settings().items():

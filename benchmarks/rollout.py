@@ -20,13 +20,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from actors.rollout.worker import group_seed  # noqa: E402
 from system.config.load import load_config  # noqa: E402
 from system.config.machine import model_folder  # noqa: E402
 from system.config.schema import Config  # noqa: E402
 from system.data.prompts import PromptSource  # noqa: E402
 from system.data.tasks import make_task  # noqa: E402
-from system.records import CompletionGroup, Prompt, Sampling  # noqa: E402
+from system.records import Prompt, Sampling, TrajectoryGroup  # noqa: E402
+from system.rollouts.rollouter import group_seed  # noqa: E402
 
 NUM_ROUNDS = 8  # each on new prompts
 Draws = list[list[list[int]]]  # prompts x completions x token ids
@@ -121,9 +121,9 @@ class RayWorker:
             self._actor.generate.remote(prompt, first_group_id + index, self._sampling)
             for index, prompt in enumerate(prompts)
         ]
-        groups: list[CompletionGroup] = self._ray.get(calls)
+        groups: list[TrajectoryGroup] = self._ray.get(calls)
         seconds = time.perf_counter() - start
-        return seconds, [[one.token_ids.tolist() for one in group.completions] for group in groups]
+        return seconds, [[one.sampled_token_ids.tolist() for one in group.trajectories] for group in groups]
 
     def close(self) -> None:
         self._ray.get(self._actor.shutdown.remote())

@@ -21,38 +21,46 @@ sys.path.insert(0, str(ROOT))
 
 from system.config.load import load_config  # noqa: E402
 from system.config.schema import Config  # noqa: E402
-from system.records import Completion, CompletionGroup, FloatArray, PolicyVersions, Prompt  # noqa: E402
+from system.records import FloatArray, PolicyVersions, Prompt, Trajectory, TrajectoryGroup  # noqa: E402
 
 NUM_ROUNDS = 7
 NUM_GROUPS, NUM_COMPLETIONS, PROMPT_TOKENS, COMPLETION_TOKENS = 32, 16, 48, 128
 VOCABULARY = 32  # of the demo's policy
 
 
-def make_groups() -> list[CompletionGroup]:
+def make_groups() -> list[TrajectoryGroup]:
     rng = np.random.default_rng(0)
 
-    def completion(index: int) -> Completion:
-        return Completion(
-            index=index,
-            token_ids=rng.integers(3, VOCABULARY, COMPLETION_TOKENS).astype(np.int32),
-            text="",
-            rollout_logprobs=np.zeros(COMPLETION_TOKENS, np.float32),
-            policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([-1], np.int32)),
-            finish_reason="length",
-        )
+    length = PROMPT_TOKENS + COMPLETION_TOKENS
+    is_sampled = np.arange(length) >= PROMPT_TOKENS
 
-    def prompt(group_id: int) -> Prompt:
-        token_ids = rng.integers(3, VOCABULARY, PROMPT_TOKENS).astype(np.int32)
-        return Prompt(prompt_id=str(group_id), token_ids=token_ids, text="", reference_answer="", task="gsm8k_chains")
-
-    return [
-        CompletionGroup(
+    def make_group(group_id: int) -> TrajectoryGroup:
+        token_ids = rng.integers(3, VOCABULARY, (NUM_COMPLETIONS, length)).astype(np.int32)
+        token_ids[:, :PROMPT_TOKENS] = token_ids[0, :PROMPT_TOKENS]
+        return TrajectoryGroup(
             group_id=group_id,
-            prompt=prompt(group_id),
-            completions=tuple(completion(index) for index in range(NUM_COMPLETIONS)),
+            prompt=Prompt(
+                prompt_id=str(group_id),
+                token_ids=token_ids[0, :PROMPT_TOKENS],
+                text="",
+                reference_answer="",
+                task="gsm8k_chains",
+            ),
+            trajectories=tuple(
+                Trajectory(
+                    index=index,
+                    token_ids=row,
+                    is_sampled=is_sampled,
+                    logprobs=np.zeros(length, np.float32),
+                    policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([-1], np.int32)),
+                    text="",
+                    finish_reason="length",
+                )
+                for index, row in enumerate(token_ids)
+            ),
         )
-        for group_id in range(NUM_GROUPS)
-    ]
+
+    return [make_group(group_id) for group_id in range(NUM_GROUPS)]
 
 
 async def measure(config: Config) -> dict[int, list[float]]:
@@ -82,7 +90,7 @@ async def measure(config: Config) -> dict[int, list[float]]:
                 )
                 if number:
                     rates[num_replicas].append(num_tokens / (time.perf_counter() - start))
-                certainty[num_replicas] = np.array([[row[0].value for row in group.rewards] for group in scored])
+                certainty[num_replicas] = np.array([[row[0].value for row in group.terms] for group in scored])
     finally:
         await asyncio.gather(*(pool.shutdown(seconds=5.0) for pool in pools.values()))
     assert np.array_equal(certainty[1], certainty[2]), "the scores depend on the number of replicas"

@@ -30,9 +30,8 @@ from system.config.machine import model_folder  # noqa: E402
 from system.config.schema import Config  # noqa: E402
 from system.data.batching import pack_batch  # noqa: E402
 from system.data.prompts import PromptSource  # noqa: E402
-from system.data.samples import make_sample  # noqa: E402
 from system.data.tasks import make_task  # noqa: E402
-from system.records import Completion, IntArray, PolicyVersions, Prompt, TrainingBatch  # noqa: E402
+from system.records import IntArray, Prompt, TrainingBatch, TrainingSample  # noqa: E402
 
 NUM_STEPS = 7
 NUM_WARMUP_STEPS = 2
@@ -90,7 +89,7 @@ def time_generation(connection: Connection, config: Config) -> None:
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     from vllm import LLM, SamplingParams
 
-    from actors.rollout.worker import group_seed
+    from system.rollouts.rollouter import group_seed
 
     rollout = config.rollout
     llm = LLM(
@@ -175,23 +174,20 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
 
 def packed(rows: list[tuple[Prompt, IntArray]], *, tokens_per_microbatch: int) -> TrainingBatch:
     """The batch of one step on a single rank, with advantages of alternating sign."""
-    samples = [
-        make_sample(
-            index,
-            prompt=prompt,
-            completion=Completion(
-                index=index,
-                token_ids=token_ids,
-                text="",
-                rollout_logprobs=np.zeros(len(token_ids), np.float32),
-                policy_versions=PolicyVersions(starts=np.zeros(1, np.int32), versions=np.zeros(1, np.int32)),
-                finish_reason="stop",
-            ),
-            advantages=np.full(len(token_ids), 1.0 if index % 2 else -1.0, np.float32),
-            in_loss=np.ones(len(token_ids), np.bool_),
+    samples = []
+    for index, (prompt, token_ids) in enumerate(rows):
+        sequence = np.concatenate((prompt.token_ids, token_ids))
+        is_completion = np.arange(len(sequence)) >= len(prompt.token_ids)
+        samples.append(
+            TrainingSample(
+                group_id=index,
+                token_ids=sequence,
+                loss_mask=is_completion,
+                rollout_logprobs=np.zeros(len(sequence), np.float32),
+                advantages=np.where(is_completion, np.float32(1.0 if index % 2 else -1.0), np.float32(0.0)),
+                min_policy_version=0,
+            )
         )
-        for index, (prompt, token_ids) in enumerate(rows)
-    ]
     return pack_batch(samples, num_ranks=1, tokens_per_microbatch=tokens_per_microbatch)
 
 

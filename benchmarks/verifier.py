@@ -21,7 +21,7 @@ from actors.rewards.rational_check import check_rational
 from actors.rewards.worker import RewardWorker
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.interfaces import AnswerKind
-from system.records import Completion, CompletionGroup, PolicyVersions, Prompt
+from system.records import PolicyVersions, Prompt, Trajectory, TrajectoryGroup
 
 GROUP_SIZE = 8
 NUM_GROUPS: dict[AnswerKind, int] = {"rational": 2_000, "math": 60}
@@ -57,22 +57,23 @@ def make_answers(answer_kind: AnswerKind, *, group_id: int) -> tuple[str, list[s
     return reference, answers
 
 
-def make_group(answer_kind: AnswerKind, *, group_id: int) -> CompletionGroup:
+def make_group(answer_kind: AnswerKind, *, group_id: int) -> TrajectoryGroup:
     reference, answers = make_answers(answer_kind, group_id=group_id)
     zero = np.zeros(1, dtype=np.int32)
-    completions = tuple(
-        Completion(
+    trajectories = tuple(
+        Trajectory(
             index=index,
-            token_ids=zero,
-            text=f"48/2=24\n#{answer}",
-            rollout_logprobs=np.zeros(1, dtype=np.float32),
+            token_ids=np.zeros(2, dtype=np.int32),
+            is_sampled=np.array([False, True]),
+            logprobs=np.zeros(2, dtype=np.float32),
             policy_versions=PolicyVersions(starts=zero, versions=zero),
+            text=f"48/2=24\n#{answer}",
             finish_reason="stop",
         )
         for index, answer in enumerate(answers)
     )
     prompt = Prompt(prompt_id=str(group_id), token_ids=zero, text="", reference_answer=reference, task="chains")
-    return CompletionGroup(group_id=group_id, prompt=prompt, completions=completions)
+    return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=trajectories)
 
 
 def measure_worker(answer_kind: AnswerKind, *, num_processes: int) -> tuple[float, float]:
@@ -90,7 +91,7 @@ def measure_worker(answer_kind: AnswerKind, *, num_processes: int) -> tuple[floa
     start = time.perf_counter()
     for group in groups:
         scored = worker.score(group)
-        reasons = [row[0].reason for row in scored.rewards]
+        reasons = [row[0].reason for row in scored.terms]
         if reasons != ["right"] + ["wrong"] * (GROUP_SIZE - 1):
             raise RuntimeError(f"unexpected verdicts in group {group.group_id}: {reasons}")
     seconds = time.perf_counter() - start

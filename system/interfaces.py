@@ -8,11 +8,11 @@ import numpy as np
 from system.records import (
     AnswerContinuation,
     BoolArray,
-    CompletionGroup,
     FloatArray,
     Problem,
     ReceiverStatus,
     RewardTerm,
+    TrajectoryGroup,
     WeightGroupSpec,
     WeightsManifest,
 )
@@ -72,11 +72,11 @@ class StepwiseTask(Protocol):
 
 
 class Scorer(Protocol):
-    """Gives one RewardTerm to each completion of a group; never raises on what a model wrote."""
+    """Gives one RewardTerm to each trajectory of a group; never raises on what a model wrote."""
 
     name: str
 
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]: ...
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]: ...
 
     def close(self) -> None: ...
 

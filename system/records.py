@@ -54,29 +54,86 @@ class PolicyVersions:
     """Run-length policy version of each token: run r covers starts[r] .. starts[r+1]-1."""
 
     starts: IntArray  # int32[R], starts[0] == 0
-    versions: IntArray  # int32[R]
+    versions: IntArray  # int32[R], -1 where nothing was sampled or nobody knows
+
+    def of_tokens(self, num_tokens: int) -> IntArray:
+        """int32[L]: the version of each of `num_tokens` tokens."""
+        return np.repeat(self.versions, np.diff(self.starts, append=num_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Completion:
+class Trajectory:
+    """One attempt at a problem: L tokens, some sampled by the policy, the others put there by the environment.
+
+    The prompt is what stands before the first sampled token. Only sampled tokens are trained on, scored and counted.
+    Raises ValueError for arrays of unequal length, or a first token that is sampled: nothing predicts it.
+    """
+
     index: int  # 0 .. G-1 in its group
-    token_ids: IntArray  # int32[T], with EOS when it was sampled
-    text: str  # decoded for verifiers and readers, never tokenised again
-    rollout_logprobs: FloatArray  # float32[T], nats, at sampling temperature
-    policy_versions: PolicyVersions
-    finish_reason: FinishReason
+    token_ids: IntArray  # int32[L], with EOS where it was sampled
+    is_sampled: BoolArray  # bool[L]
+    logprobs: FloatArray  # float32[L], nats, at sampling temperature; 0 where not sampled
+    policy_versions: PolicyVersions  # of the L tokens; that of a token which was not sampled says nothing
+    text: str  # the sampled part, decoded for verifiers and readers, never tokenised again
+    finish_reason: FinishReason  # of the last turn
+
+    def __post_init__(self) -> None:
+        shape = (len(self.token_ids),)
+        if self.is_sampled.shape != shape or self.logprobs.shape != shape:
+            raise ValueError(
+                f"is_sampled and logprobs must have the shape of token_ids {shape}, "
+                f"got {self.is_sampled.shape} and {self.logprobs.shape}"
+            )
+        if self.is_sampled[:1].any():
+            raise ValueError("the first token of a trajectory cannot be sampled: nothing predicts it")
+
+    @property
+    def num_sampled(self) -> int:
+        return int(self.is_sampled.sum())
+
+    @property
+    def num_turns(self) -> int:
+        """Stretches of sampled tokens."""
+        return int((np.diff(self.is_sampled.astype(np.int8), prepend=0) == 1).sum())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens before the first sampled one; L when none was sampled."""
+        return int(self.is_sampled.argmax()) if self.is_sampled.any() else len(self.token_ids)
+
+    @property
+    def sampled_token_ids(self) -> IntArray:
+        """int32[num_sampled]"""
+        return self.token_ids[self.is_sampled]
+
+    @property
+    def sampled_policy_versions(self) -> IntArray:
+        """int32[num_sampled]"""
+        return self.policy_versions.of_tokens(len(self.token_ids))[self.is_sampled]
+
+    @property
+    def min_policy_version(self) -> int:
+        """The oldest policy version that sampled a token; -1 when none was sampled."""
+        versions = self.sampled_policy_versions
+        return int(versions.min()) if len(versions) else -1
+
+    def at_sampled(self, values: FloatArray) -> FloatArray:
+        """float32[L]: `values` float[num_sampled] at the sampled tokens, 0 elsewhere."""
+        spread = np.zeros(len(self.token_ids), dtype=np.float32)
+        spread[self.is_sampled] = values
+        return spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CompletionGroup:
+class TrajectoryGroup:
     group_id: int
     prompt: Prompt
-    completions: tuple[Completion, ...]  # G, ordered by index
+    trajectories: tuple[Trajectory, ...]  # G, ordered by index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardTerm:
-    """One scorer's verdict on one completion. An invalid term is no zero: it is left out and counted."""
+    """One scorer's verdict on one trajectory. An invalid term is no zero: it is left out and counted."""
 
     scorer: str
     value: float  # meaningless when status is "invalid"
@@ -97,18 +154,18 @@ class AnswerContinuation:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AnswerHypotheses:
-    """What a group's completions may be heading for: the reference answer and the group's own distinct answers."""
+    """What a group's trajectories may be heading for: the reference answer and the group's own distinct answers."""
 
     answers: tuple[str, ...]  # K+1; 0 = reference answer
-    stated: IntArray  # int32[G], the hypothesis that a completion's final answer equals; -1: none of them
+    stated: IntArray  # int32[G], the hypothesis that a trajectory's final answer equals; -1: none of them
     seconds: float  # that finding them took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BeliefTrace:
-    """What the policy would have answered after each step of one completion, had it been asked."""
+    """What the policy would have answered after each step of one trajectory, had it been asked."""
 
-    step_ends: IntArray  # int32[S], token offsets in the completion; the last is T
+    step_ends: IntArray  # int32[S], in sampled tokens; the last is num_sampled
     outcomes: IntArray  # int32[K+1], 1 where the final answer equals the hypothesis
     answer_logprobs: FloatArray  # float32[S+1, K+1], log P[t, i], nats
     policy_version: int
@@ -118,23 +175,25 @@ class BeliefTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoredGroup:
-    group_id: int
-    prompt: Prompt
-    completions: tuple[Completion, ...]  # G
-    rewards: tuple[tuple[RewardTerm, ...], ...]  # G x number of scorers
+    group: TrajectoryGroup
+    terms: tuple[tuple[RewardTerm, ...], ...]  # G x number of scorers
     hypotheses: AnswerHypotheses | None = None  # where beliefs are asked for
     belief_traces: tuple[BeliefTrace, ...] = ()  # G where the belief scorer ran
+
+    @property
+    def group_id(self) -> int:
+        return self.group.group_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingSample:
-    """One prompt + completion. Index t speaks of token t: its log-probability is predicted at t-1."""
+    """One trajectory as it is trained on. Index t speaks of token t: its log-probability is predicted at t-1."""
 
     group_id: int
     token_ids: IntArray  # int32[L]
-    loss_mask: BoolArray  # bool[L], true on completion tokens
-    rollout_logprobs: FloatArray  # float32[L], 0 on prompt tokens
-    advantages: FloatArray  # float32[L], 0 on prompt tokens
+    loss_mask: BoolArray  # bool[L], true on the sampled tokens that are trained on
+    rollout_logprobs: FloatArray  # float32[L], 0 where not sampled
+    advantages: FloatArray  # float32[L], 0 where not sampled
     min_policy_version: int
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
+from system.records import Prompt, Sampling, ScoredGroup, TrajectoryGroup
 from system.runtime.worker_pool import PoolSettings, WorkerPool
 
 
@@ -74,7 +74,7 @@ class FakeRollout(FakeActor):
     most_running: int = 0
     error: BaseException | None = None
 
-    async def on_generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> CompletionGroup:
+    async def on_generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> TrajectoryGroup:
         self.group_ids.append(group_id)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
@@ -85,7 +85,7 @@ class FakeRollout(FakeActor):
         self.num_running -= 1
         if self.error is not None:
             raise self.error
-        return CompletionGroup(group_id=group_id, prompt=prompt, completions=())
+        return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=())
 
 
 @dataclass(eq=False)
@@ -96,14 +96,12 @@ class FakeReward(FakeActor):
     poison: frozenset[int] = frozenset()
     batches: list[list[int]] = field(default_factory=list)
 
-    async def on_score(self, groups: list[tuple[CompletionGroup, bool]]) -> list[ScoredGroup]:
+    async def on_score(self, groups: list[tuple[TrajectoryGroup, bool]]) -> list[ScoredGroup]:
         self.batches.append([group.group_id for group, _ in groups])
         await self.gate.wait()
         if self.poison & {group.group_id for group, _ in groups}:
             self.is_dead = True
-        return [
-            ScoredGroup(group_id=group.group_id, prompt=group.prompt, completions=(), rewards=()) for group, _ in groups
-        ]
+        return [ScoredGroup(group=group, terms=()) for group, _ in groups]
 
 
 def opened(actor: Any) -> Any:

@@ -25,7 +25,7 @@ completions are left out of the group's statistics and are counted by reason.
 
 from actors.rewards.answers import Answer, AnswerScorer
 from actors.sandbox.sandbox import Verdict
-from system.records import CompletionGroup, RewardTerm
+from system.records import RewardTerm, TrajectoryGroup
 
 
 class AnswerVerifier(AnswerScorer):
@@ -37,7 +37,7 @@ class AnswerVerifier(AnswerScorer):
 
     name = "verifier"
 
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's check."""
         answers = self.read_answers(group)
         # dict, not set: the order of the checks, and with it who is blamed for a crash, must be reproducible.

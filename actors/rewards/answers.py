@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from actors.sandbox.sandbox import Sandbox, Verdict
 from system.interfaces import AnswerKind, Task
-from system.records import CompletionGroup, FinishReason, RewardStatus
+from system.records import FinishReason, RewardStatus, TrajectoryGroup
 
 MAX_ANSWER_CHARACTERS = 2_000
 MAX_PROGRAM_CHARACTERS = 16_000
@@ -110,11 +110,11 @@ class AnswerScorer:
         """End the child processes. Safe to call again."""
         self._sandbox.close()
 
-    def read_answers(self, group: CompletionGroup) -> list[Answer]:
-        """The answer of each completion."""
+    def read_answers(self, group: TrajectoryGroup) -> list[Answer]:
+        """The answer of each trajectory."""
         return [
-            read_answer(completion.text, finish_reason=completion.finish_reason, task=self._task)
-            for completion in group.completions
+            read_answer(trajectory.text, finish_reason=trajectory.finish_reason, task=self._task)
+            for trajectory in group.trajectories
         ]
 
     def classify(self, answers: Sequence[Answer]) -> list[ClassifiedAnswer]:

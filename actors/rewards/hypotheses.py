@@ -11,7 +11,7 @@ import numpy as np
 from actors.rewards.answers import AnswerScorer
 from system.algorithms.belief import choose_candidates
 from system.numerics.voting import NO_ANSWER
-from system.records import AnswerHypotheses, CompletionGroup
+from system.records import AnswerHypotheses, TrajectoryGroup
 
 
 class HypothesisFinder:
@@ -24,7 +24,7 @@ class HypothesisFinder:
         self._verifier = verifier
         self._max_candidates = max_candidates
 
-    def find(self, group: CompletionGroup, *, is_right: list[bool]) -> AnswerHypotheses:
+    def find(self, group: TrajectoryGroup, *, is_right: list[bool]) -> AnswerHypotheses:
         """`is_right` says for each completion whether the verifier found it equal to the reference answer.
 
         Right answers are the reference, however they are written; the others form classes of equal answers, and each

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from system.errors import ConfigError
 from system.fields import key
-from system.records import CompletionGroup
+from system.records import TrajectoryGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,6 @@ class Overlong:
         self._begin = options.max_tokens - options.buffer_tokens
         self._buffer = options.buffer_tokens
 
-    def score(self, group: CompletionGroup) -> list[float]:
-        lengths = [len(completion.token_ids) for completion in group.completions]
+    def score(self, group: TrajectoryGroup) -> list[float]:
+        lengths = [trajectory.num_sampled for trajectory in group.trajectories]
         return [max(-1.0, min(0.0, (self._begin - length) / self._buffer)) for length in lengths]

@@ -22,7 +22,7 @@ throughout. How classes are made is said in `answers.answer_classes`.
 from collections import Counter
 
 from actors.rewards.answers import AnswerScorer, ClassifiedAnswer
-from system.records import CompletionGroup, RewardTerm
+from system.records import RewardTerm, TrajectoryGroup
 
 
 class PluralityScorer(AnswerScorer):
@@ -30,7 +30,7 @@ class PluralityScorer(AnswerScorer):
 
     name = "plurality"
 
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion, as in the table above; `seconds` is the time of its answer's comparisons."""
         classified = self.classify(self.read_answers(group))
         votes = Counter(answer.class_index for answer in classified if answer.class_index >= 0)

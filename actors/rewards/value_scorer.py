@@ -20,7 +20,7 @@ from system.config.imports import label_of
 from system.config.options import NoOptions, make_options
 from system.config.schema import RewardTermConfig
 from system.config.scorers import value_scorer_class
-from system.records import CompletionGroup, RewardTerm
+from system.records import RewardTerm, TrajectoryGroup
 
 _log = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ class ValueScorer:
         self._scorer: Any = kind() if options_kind is NoOptions else kind(options)
         self._has_raised = False
 
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]:
         """One term for each completion; `seconds` is an equal share."""
         start = time.perf_counter()
         values, reason = self._values(group)
-        seconds = (time.perf_counter() - start) / len(group.completions)
+        seconds = (time.perf_counter() - start) / len(group.trajectories)
         return tuple(self._term(value, reason=reason, seconds=seconds) for value in values)
 
-    def _values(self, group: CompletionGroup) -> tuple[Sequence[float | None], str]:
-        nothing = [None] * len(group.completions)
+    def _values(self, group: TrajectoryGroup) -> tuple[Sequence[float | None], str]:
+        nothing = [None] * len(group.trajectories)
         try:
             values = list(self._scorer.score(group))
         except Exception:  # noqa: BLE001  # a user's own code may raise anything; the run goes on without its verdict
@@ -53,7 +53,7 @@ class ValueScorer:
                 _log.warning("scorer %s raised on group %d; said once", self.name, group.group_id, exc_info=True)
             self._has_raised = True
             return nothing, "raised"
-        if len(values) != len(group.completions):
+        if len(values) != len(group.trajectories):
             return nothing, "wrong_number"
         return values, "not_finite"
 

@@ -1,4 +1,4 @@
-"""The reward worker: runs its scorers over groups of completions. Wrapped as a Ray actor in `ray_actors.py`."""
+"""The reward worker: runs its scorers over groups of trajectories. Wrapped as a Ray actor in `ray_actors.py`."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -7,7 +7,7 @@ from dataclasses import replace
 from actors.rewards.hypotheses import HypothesisFinder
 from system.algorithms.rewards import is_right
 from system.interfaces import Scorer
-from system.records import AnswerHypotheses, CompletionGroup, RewardTerm, ScoredGroup
+from system.records import AnswerHypotheses, RewardTerm, ScoredGroup, TrajectoryGroup
 
 
 class RewardWorker:
@@ -26,39 +26,33 @@ class RewardWorker:
         self._scorers = tuple(scorers)
         self._hypothesis_finder = hypothesis_finder
 
-    def score(self, group: CompletionGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
-        """Every scorer's term for every completion: `rewards[g][k]` is scorer k's on completion g.
+    def score(self, group: TrajectoryGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
+        """Every scorer's term for every trajectory: `terms[g][k]` is scorer k's on trajectory g.
 
         A scorer reports trouble with a model's text as an invalid term. An exception is a fault of ours
         and passes through.
 
         Raises:
-            ValueError: a scorer returned another number of terms than the group has completions, or nobody here
+            ValueError: a scorer returned another number of terms than the group has trajectories, or nobody here
                 finds hypotheses.
         """
         columns: list[tuple[RewardTerm, ...]] = []
         for scorer in self._scorers:
             terms = scorer.score(group)
-            if len(terms) != len(group.completions):
+            if len(terms) != len(group.trajectories):
                 raise ValueError(
-                    f"scorer {scorer.name!r} gave {len(terms)} terms for {len(group.completions)} completions "
+                    f"scorer {scorer.name!r} gave {len(terms)} terms for {len(group.trajectories)} trajectories "
                     f"of group {group.group_id}"
                 )
             columns.append(terms)
-        scored = ScoredGroup(
-            group_id=group.group_id,
-            prompt=group.prompt,
-            completions=group.completions,
-            rewards=tuple(zip(*columns, strict=True)),
-        )
+        scored = ScoredGroup(group=group, terms=tuple(zip(*columns, strict=True)))
         return replace(scored, hypotheses=self._hypotheses(scored)) if with_hypotheses else scored
 
-    def _hypotheses(self, group: ScoredGroup) -> AnswerHypotheses:
+    def _hypotheses(self, scored: ScoredGroup) -> AnswerHypotheses:
         if self._hypothesis_finder is None:
             raise ValueError("this reward worker finds no hypotheses")
-        completed = CompletionGroup(group_id=group.group_id, prompt=group.prompt, completions=group.completions)
-        right = [is_right(group, index) for index in range(len(group.completions))]
-        return self._hypothesis_finder.find(completed, is_right=right)
+        right = [is_right(scored, index) for index in range(len(scored.terms))]
+        return self._hypothesis_finder.find(scored.group, is_right=right)
 
     def close(self) -> None:
         """Close every scorer, also when one of them raises. Safe to call again."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from system.errors import CredenceError, DeadlineError, EngineFailedError, WeightSyncError
-from system.records import FinishReason, Sampling, WeightGroupSpec, WeightsManifest
+from system.records import Sampling, WeightGroupSpec, WeightsManifest
+from system.rollouts.rollouter import SampledTokens
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, CompletionOutput, RequestOutput, SamplingParams
@@ -50,17 +51,6 @@ class EngineSettings:
     seed: int
     start_timeout_seconds: float
     worker_extension: str = "actors.rollout.vllm_weight_receiver.WeightReceiverExtension"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledTokens:
-    """One continuation as it left the engine. Run r of policy versions starts at version_starts[r]."""
-
-    token_ids: list[int]  # T, with EOS when it was sampled
-    logprobs: list[float]  # T, nats, at sampling temperature
-    version_starts: list[int]
-    versions: list[int]
-    finish_reason: FinishReason
 
 
 def set_engine_environment(settings: EngineSettings) -> None:

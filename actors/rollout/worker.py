@@ -1,45 +1,33 @@
-"""A rollout worker: prompts in, groups of completions out, weights received from the learner.
+"""A rollout worker: prompts in, groups of trajectories out, weights received from the learner.
 
-A plain class around VLLMEngine; actors/ray_actors.py wraps it. Token ids are the only truth: text is
-decoded once for verifiers and readers and never tokenised again.
+A plain class that hosts a VLLMEngine and the rollouter that asks it; actors/ray_actors.py wraps it.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
-from actors.rollout.vllm_engine import EngineSettings, SampledTokens, VLLMEngine
+from actors.rollout.vllm_engine import EngineSettings, VLLMEngine
 from system.config.schema import RolloutConfig
 from system.errors import EngineFailedError
 from system.records import (
-    Completion,
-    CompletionGroup,
     FloatArray,
-    PolicyVersions,
     Prompt,
     ReceiverStatus,
     Sampling,
+    TrajectoryGroup,
     WeightGroupSpec,
     WeightsManifest,
 )
+from system.rollouts.rollouter import Rollouter
+from system.rollouts.single_turn import SingleTurnRollouter
 
 NO_POLICY_VERSION = -1  # weights as they were on disk; nothing received yet
 
 
-def group_seed(seed: int, *, group_id: int) -> int:
-    """Seed of completion 0 of a group, in [0, 2^62); completion i uses this + i (vLLM's rule for n > 1).
-
-    A hash of (seed, group_id), so that draws depend neither on the number of workers nor on the
-    order in which groups are served.
-    """
-    digest = hashlib.blake2b(f"{seed}/{group_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 2
-
-
 class RolloutWorker:
-    """Generates groups of completions and is a WeightSink with one rank for each engine process."""
+    """Generates groups of trajectories and is a WeightSink with one rank for each engine process."""
 
     def __init__(
         self,
@@ -62,6 +50,7 @@ class RolloutWorker:
         self._max_prompt_tokens = config.max_prompt_tokens
         self._max_completion_tokens = config.max_completion_tokens
         self._engine: VLLMEngine | None = None
+        self._rollouter: Rollouter = SingleTurnRollouter()
         self._settings = EngineSettings(
             model_path=model_path,
             revision=revision,
@@ -94,12 +83,11 @@ class RolloutWorker:
             await self.shutdown()
             raise
 
-    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> CompletionGroup:
-        """Draw `sampling.num_completions` completions of `prompt`; cancelling the call aborts them.
+    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> TrajectoryGroup:
+        """Draw `sampling.num_completions` trajectories for `prompt`; cancelling the call aborts them.
 
-        The result depends on (weights, prompt, sampling, group_id) only. Greedy completions are all
-        the same, so they are decoded once. Raises EngineFailedError when the engine dies, ValueError
-        for a prompt or a completion length beyond the configured ones.
+        The result depends on (weights, prompt, sampling, group_id) only. Raises EngineFailedError when the
+        engine dies, ValueError for a prompt or a completion length beyond the configured ones.
         """
         if not 0 < len(prompt.token_ids) <= self._max_prompt_tokens:
             raise ValueError(
@@ -113,15 +101,13 @@ class RolloutWorker:
             )
         self._enter()
         try:
-            seed = group_seed(sampling.seed, group_id=group_id)
-            drawn = await self._running_engine().sample(prompt.token_ids.tolist(), sampling=sampling, seed=seed)
+            trajectories = await self._rollouter.generate(
+                prompt, group_id=group_id, sampling=sampling, engine=self._running_engine()
+            )
         finally:
             self._leave()
-        self.num_generated_tokens += sum(len(sampled.token_ids) for sampled in drawn)
-        if sampling.temperature == 0:
-            drawn = drawn * sampling.num_completions
-        completions = tuple(self._completion(sampled, index=index) for index, sampled in enumerate(drawn))
-        return CompletionGroup(group_id=group_id, prompt=prompt, completions=completions)
+        self.num_generated_tokens += sum(trajectory.num_sampled for trajectory in trajectories)
+        return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=trajectories)
 
     async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None:
         """Join as ranks first_rank .. first_rank + num_ranks - 1, leaving the former group."""
@@ -171,16 +157,3 @@ class RolloutWorker:
         self.num_in_flight -= 1
         if self.num_in_flight == 0:
             self.busy_seconds += time.monotonic() - self._busy_since
-
-    def _completion(self, sampled: SampledTokens, *, index: int) -> Completion:
-        return Completion(
-            index=index,
-            token_ids=np.asarray(sampled.token_ids, dtype=np.int32),
-            text=self._running_engine().tokenizer.decode(sampled.token_ids, skip_special_tokens=True),
-            rollout_logprobs=np.asarray(sampled.logprobs, dtype=np.float32),
-            policy_versions=PolicyVersions(
-                starts=np.asarray(sampled.version_starts, dtype=np.int32),
-                versions=np.asarray(sampled.versions, dtype=np.int32),
-            ),
-            finish_reason=sampled.finish_reason,
-        )

@@ -11,14 +11,14 @@ import numpy as np
 
 from actors.scoring.model import ScoringModel
 from system.algorithms.belief import AnswerReduction, reduce_token_logprobs
-from system.data.steps import CompletionSteps, completion_steps
+from system.data.steps import positions_behind, trajectory_steps
 from system.interfaces import Task
 from system.numerics.answer_trees import AnswerTree
-from system.records import AnswerHypotheses, BeliefTrace, Completion, CompletionGroup, IntArray
+from system.records import AnswerHypotheses, BeliefTrace, IntArray, TrajectoryGroup
 
 
 class BeliefScorer:
-    """log P[t, i] of every completion of a group at temperature 1, with the weights that the replica scores with.
+    """log P[t, i] of every trajectory of a group at temperature 1, with the weights that the replica scores with.
 
     `model` is shared with other scorers and closed by its owner.
     """
@@ -28,17 +28,22 @@ class BeliefScorer:
         self._task = task
         self._reduction: AnswerReduction = reduction
 
-    def traces(self, group: CompletionGroup, *, hypotheses: AnswerHypotheses) -> tuple[BeliefTrace, ...]:
-        """One trace for each completion. Raises what the model raises."""
+    def traces(self, group: TrajectoryGroup, *, hypotheses: AnswerHypotheses) -> tuple[BeliefTrace, ...]:
+        """One trace for each trajectory. Raises what the model raises."""
         start = time.perf_counter()
         steps = [
-            completion_steps(completion, task=self._task, tokenizer=self._model.tokenizer)
-            for completion in group.completions
+            trajectory_steps(trajectory, task=self._task, tokenizer=self._model.tokenizer)
+            for trajectory in group.trajectories
         ]
         prefix, answers = self._answer_tokens(hypotheses)
         trees = [
-            self._tree(group.prompt.token_ids, completion, steps=each, prefix=prefix, answers=answers)
-            for completion, each in zip(group.completions, steps, strict=True)
+            AnswerTree(
+                token_ids=trajectory.token_ids,
+                prefix_lengths=positions_behind(trajectory, num_sampled=each.asked),
+                answer_prefix=prefix,
+                answers=answers,
+            )
+            for trajectory, each in zip(group.trajectories, steps, strict=True)
         ]
         built = time.perf_counter()
         tables = self._model.answer_logprobs(trees, temperature=1.0)
@@ -52,8 +57,8 @@ class BeliefScorer:
                     np.float32
                 ),
                 policy_version=self._model.policy_version,
-                trees_seconds=(built - start) / len(group.completions),
-                forward_seconds=(passed - built) / len(group.completions),
+                trees_seconds=(built - start) / len(group.trajectories),
+                forward_seconds=(passed - built) / len(group.trajectories),
             )
             for each, stated, table in zip(steps, hypotheses.stated, tables, strict=True)
         )
@@ -74,22 +79,6 @@ class BeliefScorer:
         num_shared = min(_num_common(written), wanted, min(len(tokens) for tokens in written) - 1)
         return np.array(written[0][:num_shared], np.int32), tuple(
             np.array(tokens[num_shared:], np.int32) for tokens in written
-        )
-
-    @staticmethod
-    def _tree(
-        prompt: IntArray,
-        completion: Completion,
-        *,
-        steps: CompletionSteps,
-        prefix: IntArray,
-        answers: tuple[IntArray, ...],
-    ) -> AnswerTree:
-        return AnswerTree(
-            token_ids=np.concatenate((prompt, completion.token_ids)),
-            prefix_lengths=len(prompt) + steps.asked,
-            answer_prefix=prefix,
-            answers=answers,
         )
 
 

@@ -25,7 +25,7 @@ from system.numerics.answer_trees import AnswerTree, PackedTrees, split_answers
 from system.numerics.logprobs import TokenStatistics, require_finite
 from system.numerics.packed_attention import PackedLayout
 from system.numerics.policy_model import load_policy_model, sequence_statistics
-from system.records import CompletionGroup, FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
+from system.records import FloatArray, ReceiverStatus, Trajectory, TrajectoryGroup, WeightGroupSpec, WeightsManifest
 from system.weights.broadcast import WeightGroup, receive_tensors, torch_dtype
 
 _STATE_FILE = "scoring_weights.safetensors"
@@ -33,8 +33,8 @@ _PREFIX = "causal_lm."  # of PolicyModel, before the HF names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CompletionStatistics:
-    """float32[T] each, over the tokens of one completion, in nats."""
+class TrajectoryStatistics:
+    """float32[num_sampled] each, over the sampled tokens of one trajectory, in nats."""
 
     logprobs: FloatArray
     entropy: FloatArray
@@ -106,26 +106,25 @@ class ScoringModel:
         logprobs: FloatArray = statistics.logprobs.cpu().numpy()
         return logprobs
 
-    def completion_statistics(self, group: CompletionGroup, *, temperature: float) -> list[CompletionStatistics]:
-        """Statistics of every completion of `group` under the weights that score.
+    def trajectory_statistics(self, group: TrajectoryGroup, *, temperature: float) -> list[TrajectoryStatistics]:
+        """Statistics of every trajectory of `group` under the weights that score.
 
-        The completions are packed end to end into passes of at most `tokens_per_pass` tokens, of this group alone:
+        The trajectories are packed end to end into passes of at most `tokens_per_pass` tokens, of this group alone:
         so the values do not depend on what else is scored at the time. Raises WeightSyncError when a broadcast broke
         off, NotFiniteError.
         """
         self._adopt()
-        sequences = [np.concatenate((group.prompt.token_ids, each.token_ids)) for each in group.completions]
-        num_prompt = len(group.prompt.token_ids)
-        statistics: list[CompletionStatistics] = []
-        for members in _passes([len(sequence) for sequence in sequences], budget=self._config.tokens_per_pass):
-            packed = self._forward([sequences[index] for index in members], num_prompt, temperature=temperature)
+        trajectories = group.trajectories
+        statistics: list[TrajectoryStatistics] = []
+        for members in _passes([len(each.token_ids) for each in trajectories], budget=self._config.tokens_per_pass):
+            packed = self._forward([trajectories[index] for index in members], temperature=temperature)
             require_finite(packed, what=f"{self._name}, group {group.group_id}")
-            lengths = [len(sequences[index]) - num_prompt for index in members]
+            lengths = [trajectories[index].num_sampled for index in members]
             logprobs, entropy, self_certainty = (
                 np.split(values.cpu().numpy(), np.cumsum(lengths)[:-1]) for values in packed
             )
             statistics += [
-                CompletionStatistics(logprobs=logprob, entropy=entropy_, self_certainty=certainty)
+                TrajectoryStatistics(logprobs=logprob, entropy=entropy_, self_certainty=certainty)
                 for logprob, entropy_, certainty in zip(logprobs, entropy, self_certainty, strict=True)
             ]
         return statistics
@@ -190,14 +189,16 @@ class ScoringModel:
             self._is_adopted = True
 
     @torch.no_grad()
-    def _forward(self, sequences: Sequence[np.ndarray], num_prompt: int, *, temperature: float) -> TokenStatistics:
-        """Statistics of all completion tokens of `sequences`, end to end; float32 [M]."""
-        lengths = [len(sequence) for sequence in sequences]
+    def _forward(self, trajectories: Sequence[Trajectory], *, temperature: float) -> TokenStatistics:
+        """Statistics of all sampled tokens of `trajectories`, end to end; float32 [M]."""
+        lengths = [len(each.token_ids) for each in trajectories]
         starts = np.concatenate(([0], np.cumsum(lengths)))
-        ids = torch.from_numpy(np.concatenate(sequences).astype(np.int64)).to(self._device)
+        ids = torch.from_numpy(np.concatenate([each.token_ids for each in trajectories]).astype(np.int64)).to(
+            self._device
+        )
         positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])).to(self._device)
-        is_completion = positions >= num_prompt
-        index = is_completion.nonzero()[:, 0]
+        is_sampled = np.concatenate([each.is_sampled for each in trajectories])
+        index = torch.from_numpy(np.flatnonzero(is_sampled)).to(self._device)
         layout = PackedLayout.build(torch.from_numpy(starts), device=self._device)
         # token t is predicted by the hidden state of token t - 1
         return TokenStatistics(*self._model(ids, positions, layout, index - 1, ids[index], temperature))

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.scoring.model import CompletionStatistics, ScoringModel
-from system.records import CompletionGroup, RewardTerm
+from actors.scoring.model import ScoringModel, TrajectoryStatistics
+from system.records import RewardTerm, TrajectoryGroup
 
 
 class SelfCertaintyScorer:
-    """Scorer whose value is the mean over the completion's tokens, EOS included, of KL(U || p), in nats.
+    """Scorer whose value is the mean over the trajectory's sampled tokens, EOS included, of KL(U || p), in nats.
 
     KL(U || p) = logsumexp(z) - mean_j(z_j) - log V, at the position that predicts the token; z are the logits
     divided by `temperature`. The term's policy_version is that of the replica's weights. `model` is shared with
@@ -28,11 +28,11 @@ class SelfCertaintyScorer:
         self._is_comparable = temperature == rollout_temperature
         self._logprob_differences: list[float] = []
 
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
-        """One term for each completion; invalid (`empty`) for one without tokens. `seconds` is an equal share."""
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]:
+        """One term for each trajectory; invalid (`empty`) where nothing was sampled. `seconds` is an equal share."""
         start = time.perf_counter()
-        statistics = self._model.completion_statistics(group, temperature=self._temperature)
-        seconds = (time.perf_counter() - start) / len(group.completions)
+        statistics = self._model.trajectory_statistics(group, temperature=self._temperature)
+        seconds = (time.perf_counter() - start) / len(group.trajectories)
         self._compare_with_engine(group, statistics)
         return tuple(
             RewardTerm(
@@ -49,18 +49,19 @@ class SelfCertaintyScorer:
     def take_logprob_difference(self) -> float | None:
         """Largest difference in nats between the log-probabilities here and the engine's, since the last call.
 
-        Over completions that the scoring version itself wrote, at the same temperature; None when there were none.
+        Over trajectories that the scoring version itself wrote, at the same temperature; None when there were none.
         """
         differences, self._logprob_differences = self._logprob_differences, []
         return max(differences, default=None)
 
-    def _compare_with_engine(self, group: CompletionGroup, statistics: Sequence[CompletionStatistics]) -> None:
+    def _compare_with_engine(self, group: TrajectoryGroup, statistics: Sequence[TrajectoryStatistics]) -> None:
         if not self._is_comparable:
             return
-        for completion, each in zip(group.completions, statistics, strict=True):
-            is_own = completion.policy_versions.versions.tolist() == [self._model.policy_version]
+        for trajectory, each in zip(group.trajectories, statistics, strict=True):
+            is_own = (trajectory.sampled_policy_versions == self._model.policy_version).all()
             if is_own and len(each.logprobs):
-                self._logprob_differences.append(float(np.abs(each.logprobs - completion.rollout_logprobs).max()))
+                difference = np.abs(each.logprobs - trajectory.logprobs[trajectory.is_sampled])
+                self._logprob_differences.append(float(difference.max()))
 
     def close(self) -> None:
         """The model belongs to the actor."""

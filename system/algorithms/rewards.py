@@ -16,14 +16,14 @@ VERIFIER = "verifier"
 SELF_CERTAINTY = "self_certainty"
 
 
-def find_term(group: ScoredGroup, index: int, *, scorer: str) -> RewardTerm | None:
-    """The scorer's term for one completion, None when it has none."""
-    return next((term for term in group.rewards[index] if term.scorer == scorer), None)
+def find_term(scored: ScoredGroup, index: int, *, scorer: str) -> RewardTerm | None:
+    """The scorer's term for one trajectory, None when it has none."""
+    return next((term for term in scored.terms[index] if term.scorer == scorer), None)
 
 
-def is_right(group: ScoredGroup, index: int) -> bool:
-    """Whether the verifier found the completion right; an invalid verdict counts as not right."""
-    verdict = find_term(group, index, scorer=VERIFIER)
+def is_right(scored: ScoredGroup, index: int) -> bool:
+    """Whether the verifier found the trajectory right; an invalid verdict counts as not right."""
+    verdict = find_term(scored, index, scorer=VERIFIER)
     return verdict is not None and verdict.status == "ok" and verdict.value == 1.0
 
 

@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         )
     trace, completion = traces[options.completion], record["completions"][options.completion]
     belief = trace_belief(trace, config=config.belief)
-    steps = step_texts(completion["token_ids"], trace=trace, tokenizer=policy_tokenizer(config))
+    token_ids = [token for start, end in completion["sampled_spans"] for token in completion["token_ids"][start:end]]
+    steps = step_texts(token_ids, trace=trace, tokenizer=policy_tokenizer(config))
     console = Console()
     console.print(
         f"group {record['group_id']}, policy version {trace.policy_version}, completion {options.completion} of "
@@ -108,7 +109,7 @@ def _beliefs(record: Mapping[str, Any], *, run_dir: Path) -> tuple[tuple[str, ..
 
 
 def step_texts(token_ids: Sequence[int], *, trace: BeliefTrace, tokenizer: Tokenizer) -> list[str]:
-    """The text of each step."""
+    """The text of each step; `token_ids` are the sampled ones."""
     starts = [0, *trace.step_ends.tolist()[:-1]]
     return [
         tokenizer.decode(token_ids[start:end], skip_special_tokens=True)

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if recorded:
         _refuse_unused(options, recorded=recorded)
         source_path = Path(recorded[0])
-        groups = [each.group for each in _recorded_groups(source_path)]
+        groups = [each.scored for each in _recorded_groups(source_path)]
         default = (source_path if source_path.is_dir() else source_path.parent) / "certainty_report"
         folder = new_folder(options.output, default=default, files=(_REPORT, _FIGURE))
         source = {"model": None, "split": None, "completions": str(source_path)}
@@ -147,7 +147,7 @@ def _recorded_groups(path: Path) -> list[FiledGroup]:
         (SELF_CERTAINTY, f"a reward term {{scorer: {SELF_CERTAINTY}, weight: 0}} monitors it"),
         (VERIFIER, "give a file that 'credence select' wrote"),
     ):
-        if not any(each.scorer == scorer for filed_group in filed for row in filed_group.group.rewards for each in row):
+        if not any(each.scorer == scorer for filed_group in filed for row in filed_group.scored.terms for each in row):
             raise ConfigError(
                 str(path),
                 given=f"{len(filed)} recorded groups without {scorer}",
@@ -161,16 +161,16 @@ def _recorded_groups(path: Path) -> list[FiledGroup]:
 def judge(groups: Sequence[ScoredGroup]) -> JudgedCertainties:
     """Right or wrong, and how certain; an invalid verdict is neither, so its completion is left out and counted."""
     certainty, right, problem_ids, num_left_out = [], [], [], 0
-    for number, group in enumerate(groups):
-        for index in range(len(group.completions)):
-            verdict = find_term(group, index, scorer=VERIFIER)
-            certain = find_term(group, index, scorer=SELF_CERTAINTY)
+    for number, scored in enumerate(groups):
+        for index in range(len(scored.terms)):
+            verdict = find_term(scored, index, scorer=VERIFIER)
+            certain = find_term(scored, index, scorer=SELF_CERTAINTY)
             if verdict is None or certain is None or "invalid" in (verdict.status, certain.status):
                 num_left_out += 1
                 continue
             certainty.append(certain.value)
             right.append(verdict.value == 1.0)
-            problem_ids.append(f"{number}:{group.prompt.prompt_id}")
+            problem_ids.append(f"{number}:{scored.group.prompt.prompt_id}")
     return JudgedCertainties(
         certainty=tuple(certainty), is_right=tuple(right), problem_ids=tuple(problem_ids), num_left_out=num_left_out
     )

@@ -115,9 +115,9 @@ def _collect(
     groups: list[ScoredGroup] = []
     with JsonLinesFile(path, keep_until_version=None) as file:
 
-        def keep(group: ScoredGroup) -> None:
-            groups.append(group)
-            file.append(group_as_json(group))
+        def keep(scored: ScoredGroup) -> None:
+            groups.append(scored)
+            file.append(group_as_json(scored))
 
         try:
             stopped_by = run_on_ray(config, lambda: work(keep))
@@ -140,13 +140,13 @@ def policy_tokenizer(config: Config) -> Tokenizer:
     return load_tokenizer(config)
 
 
-def is_scored(group: ScoredGroup) -> bool:
+def is_scored(scored: ScoredGroup) -> bool:
     """Whether every completion has a verdict and a certainty; a completion without tokens has no certainty."""
-    for index, completion in enumerate(group.completions):
-        certainty = find_term(group, index, scorer=SELF_CERTAINTY)
-        if find_term(group, index, scorer=VERIFIER) is None or certainty is None:
+    for index, trajectory in enumerate(scored.group.trajectories):
+        certainty = find_term(scored, index, scorer=SELF_CERTAINTY)
+        if find_term(scored, index, scorer=VERIFIER) is None or certainty is None:
             return False
-        if certainty.status == "invalid" and len(completion.token_ids):
+        if certainty.status == "invalid" and trajectory.num_sampled:
             return False
     return True
 
@@ -156,9 +156,8 @@ def check_scorable(groups: Sequence[FiledGroup], *, config: Config, tokenizer: T
     num_tokens = len(tokenizer)  # type: ignore[arg-type]  # every transformers tokenizer has a length
     longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
     for filed in groups:
-        prompt = filed.group.prompt.token_ids
-        for index, completion in enumerate(filed.group.completions):
-            largest = max([*prompt.tolist(), *completion.token_ids.tolist()])
+        for index, trajectory in enumerate(filed.scored.group.trajectories):
+            largest = int(trajectory.token_ids.max())
             if largest >= num_tokens:
                 raise ConfigError(
                     filed.where,
@@ -166,7 +165,7 @@ def check_scorable(groups: Sequence[FiledGroup], *, config: Config, tokenizer: T
                     expected=f"ids below {num_tokens}, the vocabulary of model.path={config.model.path}",
                     fix="score it with the policy that wrote it, or give prompt and completions as plain text",
                 )
-            length = len(prompt) + len(completion.token_ids)
+            length = len(trajectory.token_ids)
             if length > longest:
                 raise ConfigError(
                     filed.where,

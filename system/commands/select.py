@@ -90,13 +90,13 @@ def main(argv: Sequence[str]) -> int:
     filed = _read_file(options.completions, config=config, limit=options.num_completions) if options.completions else []
     default = Path(config.run.directory) / f"select-{config.run.name}"
     folder = new_folder(options.output, default=default, files=_FILES)
-    groups: Sequence[ScoredGroup] | signal.Signals = [each.group for each in filed]
-    uses_policy = not all(is_scored(each.group) for each in filed) or not filed
+    groups: Sequence[ScoredGroup] | signal.Signals = [each.scored for each in filed]
+    uses_policy = not all(is_scored(each.scored) for each in filed) or not filed
     if not filed:
         num_completions = options.num_completions or DEFAULT_NUM_COMPLETIONS
         groups = sample_held_out(config, num_completions=num_completions, folder=folder)
     elif uses_policy:
-        groups = score_again(config, groups=[each.group for each in filed], folder=folder)
+        groups = score_again(config, groups=[each.scored for each in filed], folder=folder)
     if isinstance(groups, signal.Signals):
         return 128 + groups
     judged = judge(groups, config=config)
@@ -180,7 +180,7 @@ def _read_file(path: str, *, config: Config, limit: int | None) -> list[FiledGro
         tokenise=lambda text: tokenizer().encode(text, add_special_tokens=False),
     )
     filed = first_completions(filed, limit=limit)
-    unscored = [each for each in filed if not is_scored(each.group)]
+    unscored = [each for each in filed if not is_scored(each.scored)]
     if unscored:
         check_scorable(unscored, config=config, tokenizer=tokenizer())
     return filed
@@ -188,10 +188,10 @@ def _read_file(path: str, *, config: Config, limit: int | None) -> list[FiledGro
 
 def first_completions(filed: Sequence[FiledGroup], *, limit: int | None) -> list[FiledGroup]:
     """The groups cut to `limit` completions (None: as many as the first has). Raises ConfigError for unequal ones."""
-    wanted = limit or len(filed[0].group.completions)
-    smallest = min(len(each.group.completions) for each in filed)
+    wanted = limit or len(filed[0].scored.terms)
+    smallest = min(len(each.scored.terms) for each in filed)
     for each in filed:
-        count = len(each.group.completions)
+        count = len(each.scored.terms)
         if count < wanted or (limit is None and count != wanted):
             expected = f"at least --num-completions {wanted}" if limit else f"{wanted}, as at {filed[0].where}"
             raise ConfigError(
@@ -203,7 +203,11 @@ def first_completions(filed: Sequence[FiledGroup], *, limit: int | None) -> list
     return [
         FiledGroup(
             where=each.where,
-            group=replace(each.group, completions=each.group.completions[:wanted], rewards=each.group.rewards[:wanted]),
+            scored=replace(
+                each.scored,
+                group=replace(each.scored.group, trajectories=each.scored.group.trajectories[:wanted]),
+                terms=each.scored.terms[:wanted],
+            ),
         )
         for each in filed
     ]
@@ -221,26 +225,27 @@ def judge(groups: Sequence[ScoredGroup], *, config: Config) -> JudgedCompletions
         timeout_seconds=reward.timeout_seconds,
         memory_limit_mib=reward.memory_limit_mib,
     ) as sandbox:
-        for group in groups:
+        for scored in groups:
             answers = [
-                read_answer(each.text, finish_reason=each.finish_reason, task=task) for each in group.completions
+                read_answer(each.text, finish_reason=each.finish_reason, task=task)
+                for each in scored.group.trajectories
             ]
             class_ids.append([answer.class_index for answer in answer_classes(answers, sandbox=sandbox)])
             progress.advance()
     progress.end()
     return JudgedCompletions(
-        prompt_ids=tuple(group.prompt.prompt_id for group in groups),
+        prompt_ids=tuple(scored.group.prompt.prompt_id for scored in groups),
         certainty=np.array(
-            [[_certainty(group, index) for index in range(len(group.completions))] for group in groups],
+            [[_certainty(scored, index) for index in range(len(scored.terms))] for scored in groups],
             dtype=np.float64,
         ),
         class_ids=np.array(class_ids, dtype=np.int64),
-        right=np.array([[is_right(group, index) for index in range(len(group.completions))] for group in groups]),
+        right=np.array([[is_right(scored, index) for index in range(len(scored.terms))] for scored in groups]),
     )
 
 
-def _certainty(group: ScoredGroup, index: int) -> float:
-    certainty = find_term(group, index, scorer=SELF_CERTAINTY)
+def _certainty(scored: ScoredGroup, index: int) -> float:
+    certainty = find_term(scored, index, scorer=SELF_CERTAINTY)
     assert certainty is not None, "only scored groups are judged"
     return certainty.value if certainty.status == "ok" else np.nan
 

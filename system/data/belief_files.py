@@ -1,4 +1,4 @@
-"""Beliefs in the JSON line of a group: hypotheses, and for each completion what the policy answered after each step.
+"""Beliefs in the JSON line of a group: hypotheses, and for each trajectory what the policy answered after each step.
 
     "hypotheses": [K+1 texts], "beliefs": [{"step_ends", "outcomes", "answer_logprobs", "policy_version"}, ...]
 
@@ -16,12 +16,12 @@ from system.records import BeliefTrace, ScoredGroup
 _LOG_ZERO = -1e9  # JSON has no -inf
 
 
-def beliefs_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
+def beliefs_as_json(scored: ScoredGroup) -> dict[str, JsonValue]:
     """The two fields, none for a group without beliefs."""
-    if group.hypotheses is None or not group.belief_traces:
+    if scored.hypotheses is None or not scored.belief_traces:
         return {}
     return {
-        "hypotheses": list(group.hypotheses.answers),
+        "hypotheses": list(scored.hypotheses.answers),
         "beliefs": [
             {
                 "step_ends": trace.step_ends.tolist(),
@@ -31,7 +31,7 @@ def beliefs_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
                 ],
                 "policy_version": trace.policy_version,
             }
-            for trace in group.belief_traces
+            for trace in scored.belief_traces
         ],
     }
 

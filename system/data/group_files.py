@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,16 @@ import numpy as np
 from system.data.belief_files import beliefs_as_json
 from system.data.json_values import JsonValue
 from system.errors import ConfigError
-from system.records import Completion, FinishReason, IntArray, PolicyVersions, Prompt, RewardTerm, ScoredGroup
+from system.records import (
+    FinishReason,
+    IntArray,
+    PolicyVersions,
+    Prompt,
+    RewardTerm,
+    ScoredGroup,
+    Trajectory,
+    TrajectoryGroup,
+)
 
 UNKNOWN_POLICY_VERSION = -1  # of tokens whose line does not say which weights wrote them
 _MAX_TOKEN_ID = 2**31 - 1
@@ -33,14 +43,15 @@ _FORMAT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FiledGroup:
-    """A group and where it stands. `group.rewards` holds the terms that the line has: none for plain text."""
+    """A group and where it stands. `scored.terms` holds the terms that the line has: none for plain text."""
 
     where: str  # FILE:LINE
-    group: ScoredGroup
+    scored: ScoredGroup
 
 
-def group_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
+def group_as_json(scored: ScoredGroup) -> dict[str, JsonValue]:
     """A scored group for reading: token ids and log-probabilities beside the text, beliefs where it has some."""
+    group = scored.group
     record: dict[str, JsonValue] = {
         "group_id": group.group_id,
         "prompt_id": group.prompt.prompt_id,
@@ -48,11 +59,11 @@ def group_as_json(group: ScoredGroup) -> dict[str, JsonValue]:
         "prompt_token_ids": group.prompt.token_ids.tolist(),
         "reference_answer": group.prompt.reference_answer,
         "completions": [
-            _completion_as_json(completion, rewards=rewards)
-            for completion, rewards in zip(group.completions, group.rewards, strict=True)
+            _trajectory_as_json(trajectory, terms=terms)
+            for trajectory, terms in zip(group.trajectories, scored.terms, strict=True)
         ],
     }
-    return record | beliefs_as_json(group)
+    return record | beliefs_as_json(scored)
 
 
 def rewards_as_json(rewards: Iterable[RewardTerm]) -> dict[str, JsonValue]:
@@ -77,10 +88,10 @@ def read_groups(path: Path, *, task_name: str, tokenise: Callable[[str], Sequenc
     for number, line in enumerate(lines, start=1):
         if line.strip():
             where = f"{path}:{number}"
-            group = _read_group(
+            scored = _read_group(
                 _object_of(line, where=where), number=number, path=path, task_name=task_name, tokenise=tokenise
             )
-            groups.append(FiledGroup(where=where, group=group))
+            groups.append(FiledGroup(where=where, scored=scored))
     if not groups:
         raise ConfigError(
             str(path), given="no line", expected=f"at least one line with {_FORMAT}", fix="give another file"
@@ -130,8 +141,21 @@ class _Fields:
         values = self._record.get(name)
         is_list = isinstance(values, list) and all(value is None or _is_number(value) for value in values)
         if not is_list or not isinstance(values, list) or len(values) != count:
-            raise self.error(name, expected=f"a list of {count} numbers, one for each token")
+            raise self.error(name, expected=f"a list of {count} numbers, one for each sampled token")
         return [math.nan if value is None else float(value) for value in values]
+
+    def spans(self, name: str, *, end: int) -> list[tuple[int, int]]:
+        """[start, end) pairs that ascend without overlap within 1 .. `end`: nothing predicts the first token."""
+        values = self._record.get(name)
+        expected = f"a list of [start, end) pairs that ascend within 1 and {end}"
+        if not isinstance(values, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(type(edge) is int for edge in pair) for pair in values
+        ):
+            raise self.error(name, expected=expected)
+        edges = [1, *(edge for pair in values for edge in pair), end]
+        if any(left > right for left, right in pairwise(edges)):
+            raise self.error(name, expected=expected)
+        return [(start, end) for start, end in values]
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         value = self._record.get(name, {})
@@ -174,10 +198,10 @@ def _read_group(
         raise fields.error("prompt" if is_plain else "prompt_token_ids", expected="at least one token")
     if not is_plain and not all(isinstance(item, dict) for item in items):
         raise fields.error("completions", expected="texts throughout, or objects throughout")
-    completions = [
-        _plain_completion(item, index=index, token_ids=tokenise(item))
+    trajectories = [
+        (_plain_trajectory(item, index=index, prompt=token_ids, token_ids=tokenise(item)), ())
         if is_plain
-        else _read_completion(_Fields(item, where=where, inside=f"completions[{index}]."), index=index)
+        else _read_trajectory(_Fields(item, where=where, inside=f"completions[{index}]."), index=index)
         for index, item in enumerate(items)
     ]
     prompt = Prompt(
@@ -187,33 +211,38 @@ def _read_group(
         reference_answer=reference_answer,
         task=task_name,
     )
-    return ScoredGroup(
+    group = TrajectoryGroup(
         group_id=fields.integer("group_id") if "group_id" in fields else number - 1,
         prompt=prompt,
-        completions=tuple(completion for completion, _ in completions),
-        rewards=tuple(rewards for _, rewards in completions),
+        trajectories=tuple(trajectory for trajectory, _ in trajectories),
     )
+    return ScoredGroup(group=group, terms=tuple(terms for _, terms in trajectories))
 
 
-def _plain_completion(text: str, *, index: int, token_ids: Sequence[int]) -> tuple[Completion, tuple[RewardTerm, ...]]:
-    completion = Completion(
+def _plain_trajectory(text: str, *, index: int, prompt: IntArray, token_ids: Sequence[int]) -> Trajectory:
+    num_tokens = len(prompt) + len(token_ids)
+    is_sampled = np.arange(num_tokens) >= len(prompt)
+    return Trajectory(
         index=index,
-        token_ids=np.array(token_ids, dtype=np.int32),
+        token_ids=np.concatenate((prompt, np.asarray(token_ids, np.int32))),
+        is_sampled=is_sampled,
+        logprobs=np.where(is_sampled, np.float32(np.nan), np.float32(0.0)),
+        policy_versions=_unknown_version(),
         text=text,
-        rollout_logprobs=np.full(len(token_ids), np.nan, dtype=np.float32),
-        policy_versions=_one_version(UNKNOWN_POLICY_VERSION),
         finish_reason="stop",
     )
-    return completion, ()
 
 
-def _read_completion(fields: _Fields, *, index: int) -> tuple[Completion, tuple[RewardTerm, ...]]:
+def _read_trajectory(fields: _Fields, *, index: int) -> tuple[Trajectory, tuple[RewardTerm, ...]]:
     token_ids = fields.integers("token_ids")
-    if "rollout_logprobs" in fields:
-        logprobs = fields.numbers("rollout_logprobs", count=len(token_ids))
-    else:
-        logprobs = [math.nan] * len(token_ids)
-    versions = _one_version(UNKNOWN_POLICY_VERSION)
+    spans = fields.spans("sampled_spans", end=len(token_ids))
+    is_sampled = np.zeros(len(token_ids), np.bool_)
+    for start, end in spans:
+        is_sampled[start:end] = True
+    num_sampled = int(is_sampled.sum())
+    logprobs = np.zeros(len(token_ids), np.float32)
+    logprobs[is_sampled] = fields.numbers("logprobs", count=num_sampled) if "logprobs" in fields else math.nan
+    versions = _unknown_version()
     if "policy_versions" in fields:
         starts = fields.integers("policy_version_starts")
         versions = PolicyVersions(
@@ -221,15 +250,16 @@ def _read_completion(fields: _Fields, *, index: int) -> tuple[Completion, tuple[
         )
         if len(starts) != len(versions.versions) or starts[:1].tolist() != [0]:
             raise fields.error("policy_version_starts", expected="a start for each of policy_versions, the first 0")
-    completion = Completion(
+    trajectory = Trajectory(
         index=index,
         token_ids=token_ids,
-        text=fields.text("text"),
-        rollout_logprobs=np.array(logprobs, dtype=np.float32),
+        is_sampled=is_sampled,
+        logprobs=logprobs,
         policy_versions=versions,
+        text=fields.text("text"),
         finish_reason=_finish_reason(fields),
     )
-    return completion, _reward_terms(fields)
+    return trajectory, _reward_terms(fields)
 
 
 def _finish_reason(fields: _Fields) -> FinishReason:
@@ -261,22 +291,30 @@ def _reward_terms(fields: _Fields) -> tuple[RewardTerm, ...]:
     return tuple(terms)
 
 
-def _completion_as_json(completion: Completion, *, rewards: Sequence[RewardTerm]) -> dict[str, JsonValue]:
+def _trajectory_as_json(trajectory: Trajectory, *, terms: Sequence[RewardTerm]) -> dict[str, JsonValue]:
     return {
-        "index": completion.index,
-        "text": completion.text,
-        "rewards": rewards_as_json(rewards),
-        "reasons": {term.scorer: term.reason for term in rewards},
-        "finish_reason": completion.finish_reason,
-        "policy_version_starts": completion.policy_versions.starts.tolist(),
-        "policy_versions": completion.policy_versions.versions.tolist(),
-        "token_ids": completion.token_ids.tolist(),
-        "rollout_logprobs": [round(float(logprob), 6) for logprob in completion.rollout_logprobs],
+        "index": trajectory.index,
+        "text": trajectory.text,
+        "rewards": rewards_as_json(terms),
+        "reasons": {term.scorer: term.reason for term in terms},
+        "finish_reason": trajectory.finish_reason,
+        "policy_version_starts": trajectory.policy_versions.starts.tolist(),
+        "policy_versions": trajectory.policy_versions.versions.tolist(),
+        "token_ids": trajectory.token_ids.tolist(),
+        "sampled_spans": _spans(trajectory),
+        "logprobs": [round(float(logprob), 6) for logprob in trajectory.logprobs[trajectory.is_sampled]],
     }
 
 
-def _one_version(version: int) -> PolicyVersions:
-    return PolicyVersions(starts=np.zeros(1, dtype=np.int32), versions=np.array([version], dtype=np.int32))
+def _spans(trajectory: Trajectory) -> list[list[int]]:
+    """[start, end) of each stretch of sampled tokens."""
+    edges = np.flatnonzero(np.diff(trajectory.is_sampled, prepend=False, append=False))
+    spans: list[list[int]] = edges.reshape(-1, 2).tolist()
+    return spans
+
+
+def _unknown_version() -> PolicyVersions:
+    return PolicyVersions(starts=np.zeros(1, dtype=np.int32), versions=np.array([UNKNOWN_POLICY_VERSION], np.int32))
 
 
 def _is_number(value: object) -> bool:

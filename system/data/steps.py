@@ -1,4 +1,4 @@
-"""Where a completion's steps end, in tokens, and where it is asked for its answer. Called by the belief scorer.
+"""Where a trajectory's steps end, in sampled tokens, and where it is asked for its answer. Called by the belief scorer.
 
     question | step 1 | step 2 | ... | step S + statement of the answer |
              ^0       ^1       ^2    ^S                                  asked: S + 1 places
@@ -15,30 +15,41 @@ from dataclasses import dataclass
 import numpy as np
 
 from system.interfaces import Task, Tokenizer
-from system.records import Completion, IntArray
+from system.records import IntArray, Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class CompletionSteps:
-    """Offsets in tokens from the beginning of the completion. S = 0 for one without tokens."""
+class TrajectorySteps:
+    """Counted in sampled tokens. S = 0 for a trajectory without any."""
 
-    ends: IntArray  # int32[S], ascending, at least one token each; the last is T
+    ends: IntArray  # int32[S], ascending, at least one token each; the last is num_sampled
     asked: IntArray  # int32[S+1], ascending, the first is 0; asked[t] tokens have been written when it is asked
 
 
-def completion_steps(completion: Completion, *, task: Task, tokenizer: Tokenizer) -> CompletionSteps:
-    """The task's steps of one completion; a step that ends within a token ends behind it, and one without is joined."""
-    num_tokens = len(completion.token_ids)
+def trajectory_steps(trajectory: Trajectory, *, task: Task, tokenizer: Tokenizer) -> TrajectorySteps:
+    """The task's steps of one trajectory; a step that ends within a token ends behind it, and one without is joined."""
+    num_tokens = trajectory.num_sampled
     if num_tokens == 0:
-        return CompletionSteps(ends=np.zeros(0, np.int32), asked=np.zeros(1, np.int32))
-    reasoning_end = task.reasoning_end(completion.text)
-    cuts = [cut for cut in task.cut_steps(completion.text) if cut < reasoning_end]
-    offsets = token_offsets([*cuts, reasoning_end], token_ids=completion.token_ids.tolist(), tokenizer=tokenizer)
+        return TrajectorySteps(ends=np.zeros(0, np.int32), asked=np.zeros(1, np.int32))
+    reasoning_end = task.reasoning_end(trajectory.text)
+    cuts = [cut for cut in task.cut_steps(trajectory.text) if cut < reasoning_end]
+    offsets = token_offsets(
+        [*cuts, reasoning_end], token_ids=trajectory.sampled_token_ids.tolist(), tokenizer=tokenizer
+    )
     distinct = sorted({0, *offsets})
     inner_ends = distinct[1:-1]
-    return CompletionSteps(
+    return TrajectorySteps(
         ends=np.array([*inner_ends, num_tokens], np.int32), asked=np.array([0, *inner_ends, distinct[-1]], np.int32)
     )
+
+
+def positions_behind(trajectory: Trajectory, *, num_sampled: IntArray) -> IntArray:
+    """For each n, how many tokens of the trajectory lead to its n-th sampled one, int32; n = 0 is the prompt.
+
+    What the environment says behind the n-th sampled token is not among them.
+    """
+    behind = np.concatenate(([trajectory.num_prompt_tokens], np.flatnonzero(trajectory.is_sampled) + 1))
+    return behind[num_sampled].astype(np.int32)
 
 
 def token_offsets(characters: Sequence[int], *, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:

@@ -26,16 +26,16 @@ class PosteriorPanel:
 
 def posterior_panels(scored: Sequence[ScoredSamples], *, count: int) -> list[PosteriorPanel]:
     """The longest completion (most steps, then lowest index) of each of the first `count` groups that have beliefs."""
-    with_beliefs = [item for item in scored if item.beliefs and item.group.hypotheses is not None]
+    with_beliefs = [item for item in scored if item.beliefs and item.scored.hypotheses is not None]
     panels = []
-    for item in sorted(with_beliefs, key=lambda item: item.group.group_id)[:count]:
+    for item in sorted(with_beliefs, key=lambda item: item.scored.group_id)[:count]:
         index = max(range(len(item.beliefs)), key=lambda number: (len(item.beliefs[number].step_values), -number))
-        hypotheses = item.group.hypotheses
+        hypotheses = item.scored.hypotheses
         assert hypotheses is not None
         stated = int(hypotheses.stated[index])
         panels.append(
             PosteriorPanel(
-                title=f"group {item.group.group_id}, completion {index}",
+                title=f"group {item.scored.group_id}, completion {index}",
                 posterior=item.beliefs[index].posterior,
                 hypotheses=hypotheses.answers,
                 stated=stated if stated >= 0 else None,

@@ -139,10 +139,10 @@ class Recorder:
 
     def record_groups(self, groups: Sequence[ScoredGroup], *, policy_version: int) -> None:
         """Keeps the first groups of an update, with token ids and log-probabilities, as rollouts/VERSION.jsonl."""
-        kept = sorted(groups, key=lambda group: group.group_id)[: self._groups_per_update]
+        kept = sorted(groups, key=lambda scored: scored.group_id)[: self._groups_per_update]
         if not kept or not self._max_rollout_files:
             return
-        lines = "".join(_json_line(group_as_json(group)) for group in kept)
+        lines = "".join(_json_line(group_as_json(scored)) for scored in kept)
         write_text_atomically(self._rollouts / f"{policy_version:08d}.jsonl", lines)
         for outdated in sorted(self._rollouts.glob("*.jsonl"))[: -self._max_rollout_files]:
             outdated.unlink()

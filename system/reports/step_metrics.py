@@ -25,33 +25,34 @@ def add_group_metrics(metrics: MetricSet, scored: Sequence[ScoredSamples], *, po
         _add_completion_metrics(metrics, item)
         _add_belief_metrics(metrics, item)
     invalid = Counter(
-        term.reason for item in scored for row in item.group.rewards for term in row if term.status == "invalid"
+        term.reason for item in scored for row in item.scored.terms for term in row if term.status == "invalid"
     )
     metrics.add("reward/num_invalid", sum(int((~item.rewards.valid).sum()) for item in scored))
     for reason, count in invalid.items():
         metrics.add(f"reward/invalid_{reason}", count)
     for item in scored:
-        for version in scored_by(item.group):
+        for version in scored_by(item.scored):
             metrics.add("scorer/lag_mean_versions", policy_version - version)
             metrics.add("scorer/lag_max_versions", policy_version - version)
-    behind = staleness([item.group for item in scored], policy_version=policy_version)
+    behind = staleness([item.scored for item in scored], policy_version=policy_version)
     for versions in behind:
         metrics.add("staleness/mean_versions", versions)
         metrics.add("staleness/max_versions", versions)
-    token_ids = [completion.token_ids for item in scored for completion in item.group.completions]
+    token_ids = [trajectory.sampled_token_ids for item in scored for trajectory in item.scored.group.trajectories]
     metrics.add("completion/distinct_2", distinct_n(token_ids, n=2))
     metrics.add("completion/repetition_4", repetition_n(token_ids, n=4))
 
 
 def _add_completion_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
-    for completion, row, advantage in zip(item.group.completions, item.group.rewards, item.advantages, strict=True):
-        num_tokens = len(completion.token_ids)
+    group, terms = item.scored.group, item.scored.terms
+    for trajectory, row, advantage in zip(group.trajectories, terms, item.advantages, strict=True):
+        num_tokens = trajectory.num_sampled
         metrics.add("completion/length_mean_tokens", num_tokens)
         metrics.add("completion/length_max_tokens", num_tokens)
-        metrics.add("completion/truncated_fraction", float(completion.finish_reason == "length"))
-        metrics.add("completion/reflection_words_mean", count_reflection_words(completion.text))
+        metrics.add("completion/truncated_fraction", float(trajectory.finish_reason == "length"))
+        metrics.add("completion/reflection_words_mean", count_reflection_words(trajectory.text))
         if num_tokens:
-            metrics.add("advantage/mean_abs", float(np.abs(advantage).mean()), weight=num_tokens)
+            metrics.add("advantage/mean_abs", float(np.abs(advantage[trajectory.is_sampled]).mean()), weight=num_tokens)
         for term in row:
             metrics.add(f"reward/{term.scorer}_seconds", term.seconds)
             if term.status == "ok":
@@ -60,7 +61,7 @@ def _add_completion_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
                     metrics.add("train/accuracy", term.value)
                     if num_tokens:
                         kind = "right" if term.value == 1.0 else "wrong"
-                        metrics.add(f"advantage/{kind}_mean", float(advantage.mean()))
+                        metrics.add(f"advantage/{kind}_mean", float(advantage[trajectory.is_sampled].mean()))
 
 
 def add_belief_shares(metrics: MetricSet, *, step_seconds: float) -> None:
@@ -72,9 +73,9 @@ def add_belief_shares(metrics: MetricSet, *, step_seconds: float) -> None:
 
 
 def _add_belief_metrics(metrics: MetricSet, item: ScoredSamples) -> None:
-    if item.group.hypotheses is not None:
-        metrics.add("belief/hypotheses_seconds", item.group.hypotheses.seconds)
-    for belief, trace in zip(item.beliefs, item.group.belief_traces, strict=True):
+    if item.scored.hypotheses is not None:
+        metrics.add("belief/hypotheses_seconds", item.scored.hypotheses.seconds)
+    for belief, trace in zip(item.beliefs, item.scored.belief_traces, strict=True):
         metrics.add("belief/num_hypotheses_mean", len(trace.outcomes))
         metrics.add("belief/num_steps_mean", len(trace.step_ends))
         metrics.add("belief/trees_seconds", trace.trees_seconds)

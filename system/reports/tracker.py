@@ -52,21 +52,22 @@ class CompletionSample:
 
 def sample_completions(groups: Sequence[ScoredGroup], *, count: int) -> list[CompletionSample]:
     """The first completion of `count` groups spread evenly over the groups by group_id; fewer when there are fewer."""
-    ordered = sorted(groups, key=lambda group: group.group_id)
+    ordered = sorted(groups, key=lambda scored: scored.group_id)
     count = min(count, len(ordered))
     chosen = [ordered[position * len(ordered) // count] for position in range(count)]
     return [
         CompletionSample(
-            group_id=group.group_id,
-            index=group.completions[0].index,
-            prompt=group.prompt.text,
-            completion=group.completions[0].text,
-            reference_answer=group.prompt.reference_answer,
-            rewards=rewards_as_json(group.rewards[0]),
-            num_tokens=len(group.completions[0].token_ids),
-            finish_reason=group.completions[0].finish_reason,
+            group_id=scored.group_id,
+            index=trajectory.index,
+            prompt=scored.group.prompt.text,
+            completion=trajectory.text,
+            reference_answer=scored.group.prompt.reference_answer,
+            rewards=rewards_as_json(scored.terms[0]),
+            num_tokens=trajectory.num_sampled,
+            finish_reason=trajectory.finish_reason,
         )
-        for group in chosen
+        for scored in chosen
+        for trajectory in scored.group.trajectories[:1]
     ]
 
 

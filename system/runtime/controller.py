@@ -178,7 +178,7 @@ class Controller:
             )
             self._drop(group_id, reason="poisoned")
             return
-        if combine_rewards(scored.rewards, weights=self._reward_weights).valid.any():
+        if combine_rewards(scored.terms, weights=self._reward_weights).valid.any():
             parts.buffer.put(scored)
         else:
             self._drop(group_id, reason="no_valid_reward")
@@ -216,7 +216,7 @@ class Controller:
             groups = await self._parts.buffer.next_batch()
         # since the weights were published, not since this wait began: an evaluation overlaps with the next rollouts
         seconds = time.perf_counter() - self._published_time
-        num_tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
+        num_tokens = sum(trajectory.num_sampled for scored in groups for trajectory in scored.group.trajectories)
         self._metrics.add("rollout/tokens_per_second", num_tokens / seconds)
         return groups
 

@@ -119,29 +119,29 @@ def summarise(
     greedy: Sequence[ScoredGroup], sampled: Sequence[ScoredGroup], *, policy_version: int
 ) -> EvaluationResult:
     """Accuracies over problems; an invalid verdict counts as not right, and is counted."""
-    for group in (*greedy, *sampled):
-        for completion in group.completions:
-            versions = set(completion.policy_versions.versions.tolist())
+    for scored in (*greedy, *sampled):
+        for trajectory in scored.group.trajectories:
+            versions = set(trajectory.sampled_policy_versions.tolist())
             assert versions == {policy_version}, f"evaluation of version {policy_version} was answered by {versions}"
-    right = [[is_right(group, index) for index in range(len(group.completions))] for group in sampled]
+    right = [[is_right(scored, index) for index in range(len(scored.terms))] for scored in sampled]
     num_completions = len(right[0])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if 1 < k <= num_completions]
-    completions = [completion for group in sampled for completion in group.completions]
-    num_tokens, num_right = sum(len(completion.token_ids) for completion in completions), sum(map(sum, right))
+    trajectories = [trajectory for scored in sampled for trajectory in scored.group.trajectories]
+    num_tokens, num_right = sum(trajectory.num_sampled for trajectory in trajectories), sum(map(sum, right))
     return EvaluationResult(
         policy_version=policy_version,
         num_problems=len(sampled),
         num_completions=num_completions,
         sampled=Accuracy(**mean_with_interval([float(np.mean(row)) for row in right])),
-        greedy=Accuracy(**mean_with_interval([float(is_right(group, 0)) for group in greedy])),
+        greedy=Accuracy(**mean_with_interval([float(is_right(scored, 0)) for scored in greedy])),
         pass_at={
             k: float(np.mean([pass_at_k(num_samples=num_completions, num_correct=sum(row), k=k) for row in right]))
             for k in ks
         },
-        length_mean_tokens=num_tokens / len(completions),
+        length_mean_tokens=num_tokens / len(trajectories),
         tokens_per_solved=num_tokens / num_right if num_right else None,
-        reflection_words_mean=float(np.mean([count_reflection_words(completion.text) for completion in completions])),
-        truncated_fraction=float(np.mean([completion.finish_reason == "length" for completion in completions])),
-        num_invalid=sum(term.status == "invalid" for group in sampled for row in group.rewards for term in row),
+        reflection_words_mean=float(np.mean([count_reflection_words(each.text) for each in trajectories])),
+        truncated_fraction=float(np.mean([each.finish_reason == "length" for each in trajectories])),
+        num_invalid=sum(term.status == "invalid" for scored in sampled for row in scored.terms for term in row),
         groups=tuple(sampled),
     )

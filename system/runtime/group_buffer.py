@@ -35,7 +35,7 @@ class BufferClosedError(asyncio.CancelledError):
 
 def min_policy_version(group: ScoredGroup) -> int:
     """The oldest policy version that wrote a token of the group."""
-    return min(int(completion.policy_versions.versions.min()) for completion in group.completions)
+    return min(trajectory.min_policy_version for trajectory in group.group.trajectories)
 
 
 class GroupBuffer:

@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import replace
 
 from system.errors import WeightSyncError
-from system.records import AnswerHypotheses, CompletionGroup, ScoredGroup
+from system.records import AnswerHypotheses, ScoredGroup, TrajectoryGroup
 from system.runtime.worker_pool import WorkerPool
 
 
@@ -30,7 +30,7 @@ class GroupScoring:
         self._asks_for_beliefs = asks_for_beliefs
         self.num_scored_again = 0
 
-    async def score(self, group: CompletionGroup) -> ScoredGroup:
+    async def score(self, group: TrajectoryGroup) -> ScoredGroup:
         """The group with one term of each scorer for each completion.
 
         Raises PoisonedCallError, PoolExhaustedError.
@@ -47,10 +47,10 @@ class GroupScoring:
                 by_policy = await by_policy_task
             finally:
                 by_policy_task.cancel()
-        rewards = zip(by_rule.rewards, by_policy.rewards, strict=True)
+        terms = zip(by_rule.terms, by_policy.terms, strict=True)
         return replace(
             by_rule,
-            rewards=tuple(ruled + scored for ruled, scored in rewards),
+            terms=tuple(ruled + scored for ruled, scored in terms),
             belief_traces=by_policy.belief_traces,
         )
 
@@ -64,29 +64,28 @@ class GroupScoring:
         if lag_versions(group, policy_version=policy_version) <= self._max_lag_versions:
             return group
         self.num_scored_again += 1
-        completed = CompletionGroup(group_id=group.group_id, prompt=group.prompt, completions=group.completions)
-        scored = await self._by_policy(completed, hypotheses=group.hypotheses)
+        scored = await self._by_policy(group.group, hypotheses=group.hypotheses)
         lag = lag_versions(scored, policy_version=policy_version)
         if lag > self._max_lag_versions:
             raise WeightSyncError(
                 f"the scoring replicas are {lag} versions behind policy version {policy_version}, more than "
                 f"scorer.max_lag_versions={self._max_lag_versions}, although they were synchronised"
             )
-        new_terms = {term.scorer for term in scored.rewards[0]}
-        rewards = (
+        new_terms = {term.scorer for term in scored.terms[0]}
+        terms = (
             tuple(term for term in old if term.scorer not in new_terms) + new
-            for old, new in zip(group.rewards, scored.rewards, strict=True)
+            for old, new in zip(group.terms, scored.terms, strict=True)
         )
-        return replace(group, rewards=tuple(rewards), belief_traces=scored.belief_traces)
+        return replace(group, terms=tuple(terms), belief_traces=scored.belief_traces)
 
-    async def verify(self, group: CompletionGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
+    async def verify(self, group: TrajectoryGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
         """The terms of the rules alone. Raises PoisonedCallError, PoolExhaustedError."""
         scored: ScoredGroup = await self._reward_pool.call(
             "score", group, with_hypotheses, what=f"verify group {group.group_id}"
         )
         return scored
 
-    async def _by_policy(self, group: CompletionGroup, *, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
+    async def _by_policy(self, group: TrajectoryGroup, *, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
         assert self._scoring_pool is not None
         scored: ScoredGroup = await self._scoring_pool.call(
             "score", group, hypotheses, what=f"score group {group.group_id}"
@@ -101,5 +100,5 @@ def lag_versions(group: ScoredGroup, *, policy_version: int) -> int:
 
 def scored_by(group: ScoredGroup) -> set[int]:
     """Policy versions of the weights that scored the group; rules have none."""
-    versions = {term.policy_version for row in group.rewards for term in row if term.policy_version >= 0}
+    versions = {term.policy_version for row in group.terms for term in row if term.policy_version >= 0}
     return versions | {trace.policy_version for trace in group.belief_traces}

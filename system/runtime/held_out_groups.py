@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from system.config.schema import Config
-from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
+from system.records import Prompt, Sampling, ScoredGroup
 from system.reports.stage_display import StageDisplay
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
@@ -58,8 +58,7 @@ async def score_groups(config: Config, *, groups: Sequence[ScoredGroup], on_grou
         progress.begin("scoring", total=len(groups))
 
         async def score(group: ScoredGroup) -> ScoredGroup:
-            completed = CompletionGroup(group_id=group.group_id, prompt=group.prompt, completions=group.completions)
-            scored = await scoring.score(completed)
+            scored = await scoring.score(group.group)
             progress.advance()
             return scored
 

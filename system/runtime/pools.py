@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from system.config.resources import uses_beliefs, uses_scoring_replicas
 from system.config.schema import Config
-from system.records import CompletionGroup, Prompt, Sampling
+from system.records import Prompt, Sampling, TrajectoryGroup
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
 from system.runtime.worker_pool import Admit, PoolSettings, WorkerPool
@@ -49,9 +49,9 @@ class Pools:
 
     async def generate(
         self, prompt: Prompt, *, group_id: int, sampling: Sampling, on_retry: Callable[[str], None] | None = None
-    ) -> CompletionGroup:
+    ) -> TrajectoryGroup:
         """One group of completions. Raises PoisonedCallError, PoolExhaustedError."""
-        group: CompletionGroup = await self.rollouts.call(
+        group: TrajectoryGroup = await self.rollouts.call(
             "generate",
             prompt,
             group_id,

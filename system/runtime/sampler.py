@@ -10,19 +10,19 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
+from system.records import Prompt, Sampling, ScoredGroup, TrajectoryGroup
 from system.runtime.worker_failures import PoisonedCallError
 
 _log = logging.getLogger(__name__)
 
 OnGroup = Callable[[ScoredGroup], None]
-Score = Callable[[CompletionGroup], Awaitable[ScoredGroup]]
+Score = Callable[[TrajectoryGroup], Awaitable[ScoredGroup]]
 
 
 class Generator(Protocol):
     """The part of the pools that is needed here."""
 
-    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> CompletionGroup: ...
+    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> TrajectoryGroup: ...
 
 
 async def answer_prompts(

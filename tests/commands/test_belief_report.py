@@ -16,12 +16,12 @@ from system.data.group_files import group_as_json, read_groups
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
-    Completion,
-    PolicyVersions,
     Prompt,
     RewardTerm,
     ScoredGroup,
+    TrajectoryGroup,
 )
+from tests.trajectories import single_turn
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 TEXT = "48/2=26\n48+26=74\n#74"
@@ -31,23 +31,15 @@ TEXT = "48/2=26\n48+26=74\n#74"
 def group() -> ScoredGroup:
     assert model_folder("builtin:chains_1m")
     token_ids = np.array(load_tokenizer(load_config([DEMO])).encode(TEXT, add_special_tokens=False), np.int32)
-    completion = Completion(
-        index=0,
-        token_ids=token_ids,
-        text=TEXT,
-        rollout_logprobs=np.zeros(len(token_ids), np.float32),
-        policy_versions=PolicyVersions(starts=np.zeros(1, np.int32), versions=np.zeros(1, np.int32)),
-        finish_reason="stop",
-    )
+    trajectory = single_turn(token_ids.tolist(), prompt=[3, 4], text=TEXT)
     verdict = RewardTerm(scorer="verifier", value=0.0, status="ok", reason="wrong", policy_version=-1, seconds=0.0)
+    prompt = Prompt(
+        prompt_id="p", token_ids=np.array([3, 4], np.int32), text="48+(48/2):", reference_answer="72",
+        task="gsm8k_chains",
+    )  # fmt: skip
     return ScoredGroup(
-        group_id=17,
-        prompt=Prompt(
-            prompt_id="p", token_ids=np.array([3, 4], np.int32), text="48+(48/2):", reference_answer="72",
-            task="gsm8k_chains",
-        ),
-        completions=(completion,),
-        rewards=((verdict,),),
+        group=TrajectoryGroup(group_id=17, prompt=prompt, trajectories=(trajectory,)),
+        terms=((verdict,),),
         hypotheses=AnswerHypotheses(answers=("72", "74"), stated=np.array([1], np.int32), seconds=0.0),
         belief_traces=(
             BeliefTrace(
@@ -65,7 +57,7 @@ def group() -> ScoredGroup:
 @pytest.fixture
 def run_dir(tmp_path: Path, group: ScoredGroup) -> Path:
     (tmp_path / "rollouts").mkdir()
-    lines = [group, replace(group, group_id=16)]
+    lines = [group, replace(group, group=replace(group.group, group_id=16))]
     (tmp_path / "rollouts" / "00000005.jsonl").write_text("".join(json.dumps(group_as_json(g)) + "\n" for g in lines))
     (tmp_path / "config.yaml").write_text(dump_yaml(load_config([DEMO], ["algorithm.name=barl"])))
     return tmp_path
@@ -81,7 +73,7 @@ def test_beliefs_come_back_from_a_line(group: ScoredGroup) -> None:
 
 def test_a_line_with_beliefs_is_read_as_a_group_as_well(run_dir: Path) -> None:
     first, _ = read_groups(run_dir / "rollouts" / "00000005.jsonl", task_name="gsm8k_chains", tokenise=lambda text: [])
-    assert first.group.completions[0].text == TEXT
+    assert first.scored.group.trajectories[0].text == TEXT
 
 
 def test_steps_go_down_and_hypotheses_across(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ def line(
         "completions": [
             {
                 "text": "#7",
-                "token_ids": [6, 1],
+                "token_ids": [6, 13, 7, 19, 6, 1],
+                "sampled_spans": [[4, 6]],
                 "finish_reason": "stop",
                 "rewards": dict(zip(("self_certainty", "verifier"), judgement, strict=True)),
             }

@@ -28,7 +28,8 @@ def group(answers: Sequence[tuple[str | None, float, float]], *, name: str) -> d
         "completions": [
             {
                 "text": "3+4=7\n" if answer is None else f"3+4=7\n#{answer}",
-                "token_ids": [6, 1],
+                "token_ids": [6, 13, 7, 19, 6, 1],
+                "sampled_spans": [[4, 6]],
                 "finish_reason": "stop",
                 "rewards": {"verifier": right, "self_certainty": certainty},
             }
@@ -142,7 +143,7 @@ def test_completions_of_another_tokenizer_are_refused(
 ) -> None:
     unscored = group(SEVENS, name="a")
     del unscored["completions"][1]["rewards"]["self_certainty"]
-    unscored["completions"][3]["token_ids"] = [6, 151_643]
+    unscored["completions"][3]["token_ids"][5] = 151_643
     file = write(tmp_path / "groups.jsonl", group(SEVENS, name="b"), unscored)
     assert main(["select", config_path, "model.path=builtin:chains_1m", "--completions", file]) == 2
     error = capsys.readouterr().err

@@ -9,14 +9,23 @@ import pytest
 
 from system.data.group_files import group_as_json, read_groups
 from system.errors import ConfigError
-from system.records import Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
+from system.records import Prompt, RewardTerm, ScoredGroup, TrajectoryGroup
+from tests.trajectories import single_turn
 
 PLAIN = {"prompt": "1+1:", "reference_answer": "2", "completions": ["1+1=2\n#2", ""]}
 FULL = {
     "prompt": "1+1:",
     "prompt_token_ids": [3, 4],
     "reference_answer": "2",
-    "completions": [{"text": "#2", "token_ids": [5, 1], "finish_reason": "stop", "rewards": {"verifier": 1.0}}],
+    "completions": [
+        {
+            "text": "#2",
+            "token_ids": [3, 4, 5, 1],
+            "sampled_spans": [[2, 4]],
+            "finish_reason": "stop",
+            "rewards": {"verifier": 1.0},
+        }
+    ],
 }
 
 
@@ -24,19 +33,21 @@ def scored_group() -> ScoredGroup:
     prompt = Prompt(
         prompt_id="test/7", token_ids=np.array([1, 2], np.int32), text="1+1:", reference_answer="2", task="chains"
     )
-    completion = Completion(
-        index=0,
-        token_ids=np.array([5, 6, 7], np.int32),
+    trajectory = single_turn(
+        [5, 6, 7],
+        prompt=[1, 2],
         text="1+1=2\u2028#2",  # a line separator inside a text does not end the line
-        rollout_logprobs=np.array([-0.5, -0.25, np.nan], np.float32),
-        policy_versions=PolicyVersions(starts=np.array([0, 2], np.int32), versions=np.array([-1, 4], np.int32)),
+        logprobs=[-0.5, -0.25, np.nan],
+        versions=[3, 4],
+        version_starts=[0, 2],
         finish_reason="length",
     )
     terms = (
         RewardTerm(scorer="verifier", value=0.0, status="invalid", reason="timeout", policy_version=-1, seconds=5.0),
         RewardTerm(scorer="self_certainty", value=1.25, status="ok", reason="scored", policy_version=0, seconds=0.1),
     )
-    return ScoredGroup(group_id=9, prompt=prompt, completions=(completion,), rewards=(terms,))
+    group = TrajectoryGroup(group_id=9, prompt=prompt, trajectories=(trajectory,))
+    return ScoredGroup(group=group, terms=(terms,))
 
 
 def write(path: Path, *records: object) -> Path:
@@ -57,17 +68,17 @@ def test_a_group_comes_back_as_it_was_written(tmp_path: Path) -> None:
     [filed] = read_groups(path, task_name="chains", tokenise=character_ids)
 
     assert filed.where == f"{path}:1"
-    group, [completion] = filed.group, filed.group.completions
+    group, [trajectory] = filed.scored.group, filed.scored.group.trajectories
     assert (group.group_id, group.prompt.prompt_id, group.prompt.task) == (9, "test/7", "chains")
     assert group.prompt.token_ids.tolist() == [1, 2]
-    assert completion.text == written.completions[0].text
-    assert completion.token_ids.tolist() == [5, 6, 7]
-    assert completion.finish_reason == "length"
-    assert completion.policy_versions.starts.tolist() == [0, 2]
-    assert completion.policy_versions.versions.tolist() == [-1, 4]
-    assert completion.rollout_logprobs[:2].tolist() == [-0.5, -0.25]
-    assert math.isnan(completion.rollout_logprobs[2])
-    verdict, certainty = group.rewards[0]
+    assert trajectory.text == written.group.trajectories[0].text
+    assert trajectory.token_ids.tolist() == [1, 2, 5, 6, 7]
+    assert trajectory.is_sampled.tolist() == [False, False, True, True, True]
+    assert trajectory.finish_reason == "length"
+    assert trajectory.sampled_policy_versions.tolist() == [3, 3, 4]
+    assert trajectory.logprobs[:4].tolist() == [0.0, 0.0, -0.5, -0.25]
+    assert math.isnan(trajectory.logprobs[4])
+    verdict, certainty = filed.scored.terms[0]
     assert (verdict.scorer, verdict.status, verdict.reason) == ("verifier", "invalid", "timeout")
     assert (certainty.scorer, certainty.status, certainty.value) == ("self_certainty", "ok", 1.25)
 
@@ -75,11 +86,13 @@ def test_a_group_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_plain_text_is_tokenised_and_has_no_rewards(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", PLAIN)
     [filed] = read_groups(path, task_name="chains", tokenise=character_ids)
-    assert filed.group.prompt.prompt_id == "mine.jsonl:1"
-    assert filed.group.prompt.token_ids.tolist() == [49, 43, 49, 58]
-    assert [completion.token_ids.tolist() for completion in filed.group.completions][1] == []
-    assert [completion.finish_reason for completion in filed.group.completions] == ["stop", "stop"]
-    assert filed.group.rewards == ((), ())
+    group = filed.scored.group
+    assert group.prompt.prompt_id == "mine.jsonl:1"
+    assert group.prompt.token_ids.tolist() == [49, 43, 49, 58]
+    assert [trajectory.sampled_token_ids.tolist() for trajectory in group.trajectories][1] == []
+    assert [trajectory.token_ids.tolist() for trajectory in group.trajectories][1] == [49, 43, 49, 58]
+    assert [trajectory.finish_reason for trajectory in group.trajectories] == ["stop", "stop"]
+    assert filed.scored.terms == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -112,12 +125,16 @@ def test_a_bad_line_is_named(tmp_path: Path, record: object, message: str) -> No
         ({"finish_reason": "eos"}, 'expected "stop" or "length"'),
         ({"rewards": {"verifier": "yes"}}, "expected a number, or null where it is invalid"),
         ({"rewards": [1]}, "given 'completions[0].rewards = [1]', expected an object"),
-        ({"rollout_logprobs": [-0.1]}, "expected a list of 2 numbers, one for each token"),
+        ({"logprobs": [-0.1]}, "expected a list of 2 numbers, one for each sampled token"),
+        ({"sampled_spans": [[0, 3]]}, "a list of [start, end) pairs that ascend within 1 and 3"),
+        ({"sampled_spans": [[1, 4]]}, "a list of [start, end) pairs that ascend within 1 and 3"),
+        ({"sampled_spans": [[2, 3], [1, 2]]}, "a list of [start, end) pairs that ascend within 1 and 3"),
+        ({"sampled_spans": [1, 3]}, "a list of [start, end) pairs that ascend within 1 and 3"),
         ({"policy_versions": [0, 1], "policy_version_starts": [0]}, "a start for each of policy_versions"),
     ],
 )
 def test_a_bad_completion_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    completion = {"text": "#2", "token_ids": [5, 1], "finish_reason": "stop"}
+    completion = {"text": "#2", "token_ids": [3, 5, 1], "sampled_spans": [[1, 3]], "finish_reason": "stop"}
     path = write(tmp_path / "groups.jsonl", FULL | {"completions": [completion | change]})
     with pytest.raises(ConfigError) as raised:
         read_groups(path, task_name="chains", tokenise=character_ids)

@@ -6,33 +6,32 @@ import pytest
 from system.config.schema import BeliefConfig
 from system.data.samples import make_belief_samples, make_environment_samples, make_samples, staleness
 from system.data.tasks.triplets import TripletsTask
-from system.records import BeliefTrace, Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
+from system.records import BeliefTrace, Prompt, RewardTerm, ScoredGroup, Trajectory, TrajectoryGroup
+from tests.trajectories import single_turn
 
 
-def completion(index: int, *, token_ids: list[int], version: int = 4) -> Completion:
-    return Completion(
-        index=index,
-        token_ids=np.asarray(token_ids, np.int32),
-        text="",
-        rollout_logprobs=np.linspace(-1.0, -0.5, len(token_ids), dtype=np.float32),
-        policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([version], np.int32)),
-        finish_reason="stop",
-    )
+def completion(index: int, *, token_ids: list[int], version: int = 4, text: str = "") -> Trajectory:
+    logprobs = np.linspace(-1.0, -0.5, len(token_ids)).tolist()
+    return single_turn(token_ids, prompt=[5, 6], index=index, text=text, logprobs=logprobs, versions=[version])
 
 
 def term(value: float, *, status: str = "ok") -> RewardTerm:
     return RewardTerm(scorer="verifier", value=value, status=status, reason="right", policy_version=-1, seconds=0.0)  # type: ignore[arg-type]
 
 
-def group(*rows: tuple[Completion, RewardTerm]) -> ScoredGroup:
-    return ScoredGroup(
+def group(*rows: tuple[Trajectory, RewardTerm], reference_answer: str = "1") -> ScoredGroup:
+    trajectories = TrajectoryGroup(
         group_id=7,
         prompt=Prompt(
-            prompt_id="p", token_ids=np.array([5, 6], np.int32), text="", reference_answer="1", task="gsm8k_chains"
+            prompt_id="p",
+            token_ids=np.array([5, 6], np.int32),
+            text="",
+            reference_answer=reference_answer,
+            task="gsm8k_chains",
         ),
-        completions=tuple(row[0] for row in rows),
-        rewards=tuple((row[1],) for row in rows),
+        trajectories=tuple(row[0] for row in rows),
     )
+    return ScoredGroup(group=trajectories, terms=tuple((row[1],) for row in rows))
 
 
 def test_advantage_is_written_over_completion_tokens_only() -> None:
@@ -66,7 +65,7 @@ def test_invalid_completion_makes_no_sample_and_no_statistics() -> None:
 
     assert [int(sample.token_ids[-1]) for sample in scored.samples] == [1, 3]
     # the mean is over two members: 0.5, not 1/3
-    np.testing.assert_allclose(np.concatenate(scored.advantages), [0.5, 0.0, -0.5])
+    np.testing.assert_allclose([each[-1] for each in scored.advantages], [0.5, 0.0, -0.5])
 
 
 def test_belief_advantages_are_written_step_by_step() -> None:
@@ -92,14 +91,14 @@ def test_belief_advantages_are_written_step_by_step() -> None:
         reward_weights={"verifier": 1.0},
         belief=BeliefConfig(beta=0.0, subtract_group_mean=False),
     )
-    np.testing.assert_allclose(samples.advantages[0], [0.7, 0.7, 0.4], atol=1e-6)
-    np.testing.assert_allclose(samples.advantages[1], [1.05, 1.05], atol=1e-6)
+    np.testing.assert_allclose(samples.advantages[0], [0, 0, 0.7, 0.7, 0.4], atol=1e-6)
+    np.testing.assert_allclose(samples.advantages[1], [0, 0, 1.05, 1.05], atol=1e-6)
     np.testing.assert_allclose(samples.samples[0].advantages, [0, 0, 0.7, 0.7, 0.4], atol=1e-6)
     centred = make_belief_samples(
         replace(scored, belief_traces=traces), reward_weights={"verifier": 1.0}, belief=BeliefConfig(beta=0.0)
     )
     # the mean of the first at its steps: (.7 + 1.05) / 2, (.4 + 1.05) / 2
-    np.testing.assert_allclose(centred.advantages[0], [-0.175, -0.175, -0.325], atol=1e-6)
+    np.testing.assert_allclose(centred.advantages[0], [0, 0, -0.175, -0.175, -0.325], atol=1e-6)
 
 
 def test_markovian_credit_counts_to_the_payment_and_ends_there() -> None:
@@ -112,8 +111,8 @@ def test_markovian_credit_counts_to_the_payment_and_ends_there() -> None:
         hypotheses=(),
     )
     # to go: .25 .5 1 0 0 and .0625 .125 .25 .5 1, less their mean at the same step
-    np.testing.assert_allclose(samples.advantages[0], [0.09375, 0.1875, 0.375, -0.25, -0.5])
-    np.testing.assert_allclose(samples.advantages[1], [-0.09375, -0.1875, -0.375, 0.25, 0.5])
+    np.testing.assert_allclose(samples.advantages[0], [0, 0, 0.09375, 0.1875, 0.375, -0.25, -0.5])
+    np.testing.assert_allclose(samples.advantages[1], [0, 0, -0.09375, -0.1875, -0.375, 0.25, 0.5])
     assert samples.samples[0].loss_mask.tolist() == [False, False, True, True, True, False, False]
     assert samples.samples[1].loss_mask.tolist() == [False, False, True, True, True, True, True]
 
@@ -128,18 +127,18 @@ def test_environment_beliefs_credit_other_hypotheses_as_well() -> None:
         hypotheses=("000", "111"),
     )
     # the truth 000 never pays; 111 pays at the last step, with weight 1/2
-    np.testing.assert_allclose(samples.advantages[0], [0.5, 0.5, 0.5])
-    np.testing.assert_allclose(samples.advantages[1], [0.0, 0.0, 0.0])
+    np.testing.assert_allclose(samples.advantages[0], [0, 0, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(samples.advantages[1], np.zeros(5))
     assert all(sample.loss_mask.sum() == 3 for sample in samples.samples)
 
 
 def triplets(*texts: str, values: tuple[float, ...]) -> ScoredGroup:
     completions = [
-        replace(completion(index, token_ids=[int(character) for character in text]), text=text)
+        completion(index, token_ids=[int(character) for character in text], text=text)
         for index, text in enumerate(texts)
     ]
-    scored = group(*((each, term(value)) for each, value in zip(completions, values, strict=True)))
-    return replace(scored, prompt=replace(scored.prompt, reference_answer="000"))
+    rows = [(each, term(value)) for each, value in zip(completions, values, strict=True)]
+    return group(*rows, reference_answer="000")
 
 
 def test_unweighted_scorer_only_monitors() -> None:

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
-from system.data.steps import completion_steps, token_offsets
+from system.data.steps import token_offsets, trajectory_steps
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
 from system.interfaces import Task
-from system.records import Completion, PolicyVersions
+from tests.trajectories import single_turn
 
 END = -1
 
@@ -37,15 +36,8 @@ class PieceTokenizer:
 def steps_of(pieces: list[str], *, task: Task, with_end: bool = True) -> tuple[list[int], list[int]]:
     tokenizer = PieceTokenizer(*pieces)
     token_ids = [*range(len(pieces)), *([END] if with_end else [])]
-    completion = Completion(
-        index=0,
-        token_ids=np.array(token_ids, np.int32),
-        text=tokenizer.decode(token_ids),
-        rollout_logprobs=np.zeros(len(token_ids), np.float32),
-        policy_versions=PolicyVersions(starts=np.zeros(1, np.int32), versions=np.zeros(1, np.int32)),
-        finish_reason="stop",
-    )
-    steps = completion_steps(completion, task=task, tokenizer=tokenizer)
+    trajectory = single_turn(token_ids, text=tokenizer.decode(token_ids))
+    steps = trajectory_steps(trajectory, task=task, tokenizer=tokenizer)
     return steps.ends.tolist(), steps.asked.tolist()
 
 

@@ -13,30 +13,23 @@ from system.metrics import MetricSet, MetricTable
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
-    Completion,
-    PolicyVersions,
     Prompt,
     RewardTerm,
     ScoredGroup,
+    TrajectoryGroup,
 )
 from system.reports.belief_figures import draw_posteriors, posterior_panels
 from system.reports.metric_history import HistoryLine, MetricHistory
 from system.reports.metrics import SYSTEM_METRICS
 from system.reports.pass_at_k_figure import draw_pass_at_k, pass_at_k_points
 from system.reports.step_metrics import add_belief_shares, add_group_metrics
+from tests.trajectories import single_turn
 
 
 def scored_group(group_id: int, *, num_steps: tuple[int, ...]) -> ScoredSamples:
     """One completion for each entry of `num_steps`, a token a step; hypothesis 1 is stated by the last completion."""
-    completions = tuple(
-        Completion(
-            index=index,
-            token_ids=np.arange(steps, dtype=np.int32),
-            text="wait, 3" if index == 0 else "3",
-            rollout_logprobs=np.zeros(steps, np.float32),
-            policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([4], np.int32)),
-            finish_reason="stop",
-        )
+    trajectories = tuple(
+        single_turn(range(steps), index=index, text="wait, 3" if index == 0 else "3", versions=[4])
         for index, steps in enumerate(num_steps)
     )
     last = len(num_steps) - 1
@@ -52,11 +45,10 @@ def scored_group(group_id: int, *, num_steps: tuple[int, ...]) -> ScoredSamples:
         for index, steps in enumerate(num_steps)
     )
     term = RewardTerm(scorer="verifier", value=0.0, status="ok", reason="", policy_version=-1, seconds=0.0)
+    prompt = Prompt(prompt_id="p", token_ids=np.array([1], np.int32), text="1+2:", reference_answer="3", task="t")
     group = ScoredGroup(
-        group_id=group_id,
-        prompt=Prompt(prompt_id="p", token_ids=np.array([1], np.int32), text="1+2:", reference_answer="3", task="t"),
-        completions=completions,
-        rewards=((term,),) * len(num_steps),
+        group=TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=trajectories),
+        terms=((term,),) * len(num_steps),
         hypotheses=AnswerHypotheses(
             answers=("3", r"$\frac{$ and more"),  # no formula that matplotlib could read
             stated=np.array([-1] * last + [1], np.int32),
@@ -84,9 +76,9 @@ def test_the_longest_completion_of_the_first_groups_is_drawn(tmp_path: Path) -> 
 
 
 def test_groups_without_beliefs_are_left_out() -> None:
-    group = scored_group(1, num_steps=(1,)).group
-    rewards = combine_rewards(group.rewards, weights={"verifier": 1.0})
-    assert posterior_panels([ScoredSamples(group=group, rewards=rewards, advantages=(), samples=())], count=3) == []
+    scored = scored_group(1, num_steps=(1,)).scored
+    rewards = combine_rewards(scored.terms, weights={"verifier": 1.0})
+    assert posterior_panels([ScoredSamples(scored=scored, rewards=rewards, advantages=(), samples=())], count=3) == []
 
 
 def test_pass_at_k_is_drawn_against_the_tokens_of_k_completions(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from system.records import Completion, PolicyVersions, Prompt, RewardTerm, ScoredGroup
+from system.records import Prompt, RewardTerm, ScoredGroup, TrajectoryGroup
 from system.reports.recorder import (
     JsonLinesFile,
     Recorder,
@@ -16,23 +16,20 @@ from system.reports.recorder import (
     write_json_atomically,
     write_text_atomically,
 )
+from tests.trajectories import single_turn
 
 
 def scored_group(group_id: int) -> ScoredGroup:
     prompt = Prompt(
         prompt_id=f"p{group_id}", token_ids=np.array([1, 2], np.int32), text="1+1:", reference_answer="2", task="chains"
     )
-    completion = Completion(
-        index=0,
-        token_ids=np.array([5, 6], np.int32),
-        text="1+1=2",
-        rollout_logprobs=np.array([-0.5, -0.25], np.float32),
-        policy_versions=PolicyVersions(starts=np.array([0, 1], np.int32), versions=np.array([3, 4], np.int32)),
-        finish_reason="stop",
+    trajectory = single_turn(
+        [5, 6], prompt=[1, 2], text="1+1=2", logprobs=[-0.5, -0.25], versions=[3, 4], version_starts=[0, 1]
     )
     verdict = RewardTerm(scorer="verifier", value=1.0, status="ok", reason="equal", policy_version=-1, seconds=0.1)
     timeout = RewardTerm(scorer="code", value=0.0, status="invalid", reason="timeout", policy_version=-1, seconds=5.0)
-    return ScoredGroup(group_id=group_id, prompt=prompt, completions=(completion,), rewards=((verdict, timeout),))
+    group = TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=(trajectory,))
+    return ScoredGroup(group=group, terms=((verdict, timeout),))
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -81,10 +78,11 @@ def test_sampled_groups_are_bounded_and_complete(tmp_path: Path) -> None:
             "rewards": {"verifier": 1.0, "code": None},
             "reasons": {"verifier": "equal", "code": "timeout"},
             "finish_reason": "stop",
-            "policy_version_starts": [0, 1],
-            "policy_versions": [3, 4],
-            "token_ids": [5, 6],
-            "rollout_logprobs": [-0.5, -0.25],
+            "policy_version_starts": [0, 2, 3],
+            "policy_versions": [-1, 3, 4],
+            "token_ids": [1, 2, 5, 6],
+            "sampled_spans": [[2, 4]],
+            "logprobs": [-0.5, -0.25],
         }
     ]
 

@@ -6,9 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from system.records import Completion, PolicyVersions, Prompt, ScoredGroup
+from system.records import Prompt, ScoredGroup, TrajectoryGroup
 from system.runtime.group_buffer import BufferClosedError, GroupBuffer, min_policy_version
 from system.runtime.ledger import Ledger, LedgerError
+from tests.trajectories import single_turn
 
 
 def scored_group(group_id: int, *, versions: tuple[int, ...] = (0,)) -> ScoredGroup:
@@ -16,18 +17,11 @@ def scored_group(group_id: int, *, versions: tuple[int, ...] = (0,)) -> ScoredGr
     prompt = Prompt(
         prompt_id=str(group_id), token_ids=np.array([1], np.int32), text="1+1:", reference_answer="2", task="chains"
     )
-    completions = tuple(
-        Completion(
-            index=index,
-            token_ids=np.array([2], np.int32),
-            text="2",
-            rollout_logprobs=np.zeros(1, np.float32),
-            policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([version], np.int32)),
-            finish_reason="stop",
-        )
-        for index, version in enumerate(versions)
+    trajectories = tuple(
+        single_turn([2], index=index, text="2", versions=[version]) for index, version in enumerate(versions)
     )
-    return ScoredGroup(group_id=group_id, prompt=prompt, completions=completions, rewards=((),) * len(completions))
+    group = TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=trajectories)
+    return ScoredGroup(group=group, terms=((),) * len(trajectories))
 
 
 async def is_granted(buffer: GroupBuffer) -> bool:

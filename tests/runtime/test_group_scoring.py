@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from system.errors import WeightSyncError
-from system.records import AnswerHypotheses, BeliefTrace, CompletionGroup, Prompt, RewardTerm, ScoredGroup
+from system.records import AnswerHypotheses, BeliefTrace, Prompt, RewardTerm, ScoredGroup, TrajectoryGroup
 from system.runtime.group_scoring import GroupScoring, lag_versions
 from system.runtime.scoring_state import copy_state
 from system.runtime.worker_pool import WorkerPool, WorkerState
@@ -22,7 +22,7 @@ def term(scorer: str, *, value: float, policy_version: int) -> RewardTerm:
 
 
 def group_with(*rows: tuple[RewardTerm, ...]) -> ScoredGroup:
-    return ScoredGroup(group_id=5, prompt=PROMPT, completions=(), rewards=rows)
+    return ScoredGroup(group=GROUP, terms=rows)
 
 
 def trace(*, policy_version: int) -> BeliefTrace:
@@ -37,7 +37,7 @@ def trace(*, policy_version: int) -> BeliefTrace:
 
 
 HYPOTHESES = AnswerHypotheses(answers=("72",), stated=np.array([0], np.int32), seconds=0.0)
-GROUP = CompletionGroup(group_id=5, prompt=PROMPT, completions=())
+GROUP = TrajectoryGroup(group_id=5, prompt=PROMPT, trajectories=())
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class FakeRules(FakeActor):
 
     hypotheses: AnswerHypotheses | None = None
 
-    async def on_score(self, groups: list[tuple[CompletionGroup, bool]]) -> list[ScoredGroup]:
+    async def on_score(self, groups: list[tuple[TrajectoryGroup, bool]]) -> list[ScoredGroup]:
         scored = group_with((term("verifier", value=1.0, policy_version=-1),))
         return [replace(scored, hypotheses=self.hypotheses if is_asked else None) for _, is_asked in groups]
 
@@ -60,7 +60,7 @@ class FakeReplica(FakeActor):
     hypotheses: list[object] = field(default_factory=list)  # that it was asked for
     state: str = "no past weights"
 
-    async def on_score(self, group: CompletionGroup, hypotheses: AnswerHypotheses | None) -> ScoredGroup:
+    async def on_score(self, group: TrajectoryGroup, hypotheses: AnswerHypotheses | None) -> ScoredGroup:
         self.is_dead = self.is_fatal
         scored = group_with((term("self_certainty", value=10.0 + self.version, policy_version=self.version),))
         if hypotheses is None:
@@ -103,7 +103,7 @@ def test_a_group_has_the_terms_of_rules_and_of_replicas() -> None:
     async def scenario() -> None:
         scoring = await make_scoring(await make_replicas(FakeReplica(version=3)))
         scored = await scoring.score(GROUP)
-        assert [(each.scorer, each.value, each.policy_version) for each in scored.rewards[0]] == [
+        assert [(each.scorer, each.value, each.policy_version) for each in scored.terms[0]] == [
             ("verifier", 1.0, -1),
             ("self_certainty", 13.0, 3),
         ]
@@ -137,7 +137,7 @@ def test_without_replicas_only_rules_score() -> None:
     async def scenario() -> None:
         scoring = await make_scoring(None)
         scored = await scoring.score(GROUP)
-        assert [each.scorer for each in scored.rewards[0]] == ["verifier"]
+        assert [each.scorer for each in scored.terms[0]] == ["verifier"]
         assert await scoring.bring_up_to_date(scored, policy_version=9) is scored
 
     run(scenario)
@@ -151,7 +151,7 @@ def test_scores_that_are_too_old_are_taken_again_and_the_rules_stay() -> None:
         assert await scoring.bring_up_to_date(scored, policy_version=4) is scored
         replica.version = 5
         fresh = await scoring.bring_up_to_date(scored, policy_version=5)
-        assert [(each.scorer, each.value) for each in fresh.rewards[0]] == [("verifier", 1.0), ("self_certainty", 15.0)]
+        assert [(each.scorer, each.value) for each in fresh.terms[0]] == [("verifier", 1.0), ("self_certainty", 15.0)]
         assert scoring.num_scored_again == 1
 
     run(scenario)
@@ -181,7 +181,7 @@ def test_a_group_of_a_dead_replica_is_scored_by_another() -> None:
         dying, living = FakeReplica(is_fatal=True), FakeReplica(version=2)
         pool = await make_replicas(dying, living)
         scored = await pool.call("score", GROUP, None, what="score")
-        assert scored.rewards[0][0].value == 12.0
+        assert scored.terms[0][0].value == 12.0
         assert (pool.num_removed, len(pool.members)) == (1, 1)
 
     run(scenario)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from system.errors import first_error
-from system.records import CompletionGroup, Prompt, Sampling, ScoredGroup
+from system.records import Prompt, Sampling, ScoredGroup, TrajectoryGroup
 from system.runtime.pools import Pools
 from system.runtime.sampler import answer_prompts
 from system.runtime.worker_failures import PoolExhaustedError
@@ -31,7 +31,7 @@ class SlowRollout(FakeActor):
     num_running: int = 0
     most_running: int = 0
 
-    async def on_generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> CompletionGroup:
+    async def on_generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> TrajectoryGroup:
         self.group_ids.append(group_id)
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
@@ -39,7 +39,7 @@ class SlowRollout(FakeActor):
             self.is_dead = True
         await asyncio.sleep(0.01 * (8 - group_id))
         self.num_running -= 1
-        return CompletionGroup(group_id=group_id, prompt=prompt, completions=())
+        return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=())
 
 
 def answer(*workers: SlowRollout, **settings: Any) -> tuple[list[int], int]:
@@ -54,7 +54,7 @@ def answer(*workers: SlowRollout, **settings: Any) -> tuple[list[int], int]:
         )
         await pools.start()
 
-        async def score(group: CompletionGroup) -> ScoredGroup:
+        async def score(group: TrajectoryGroup) -> ScoredGroup:
             scored: ScoredGroup = await rewards.call("score", group, False, what="score")
             return scored
 

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ObjectLostError, RayActorError, RaySystemError
 
 from system.errors import EngineFailedError
-from system.records import CompletionGroup, Prompt, Sampling
+from system.records import Prompt, Sampling, TrajectoryGroup
 from system.runtime.worker_failures import PoisonedCallError, PoolExhaustedError, WorkerDiedError
 from system.runtime.worker_pool import PoolMember, WorkerPool, WorkerState
 from tests.fakes import FakeReward, FakeRollout, make_pool, opened, serve_all
@@ -21,7 +21,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(), timeout=10))
 
 
-def generate(pool: WorkerPool, group_id: int, *, load: int = 1) -> "asyncio.Task[CompletionGroup]":
+def generate(pool: WorkerPool, group_id: int, *, load: int = 1) -> "asyncio.Task[TrajectoryGroup]":
     return asyncio.create_task(
         pool.call("generate", PROMPT, group_id, SAMPLING, what=f"generate group {group_id}", load=load)
     )
@@ -259,7 +259,7 @@ REWARDS = {"kind": "reward worker", "section": "reward", "receives_weights": Fal
 
 
 def score(pool: WorkerPool, group_id: int) -> "asyncio.Task[object]":
-    group = CompletionGroup(group_id=group_id, prompt=PROMPT, completions=())
+    group = TrajectoryGroup(group_id=group_id, prompt=PROMPT, trajectories=())
     return asyncio.create_task(pool.call("score", group, False, what=f"verify group {group_id}"))
 
 

@@ -5,13 +5,12 @@ import numpy as np
 from system.interfaces import AnswerKind, Split, Tokenizer
 from system.records import (
     AnswerContinuation,
-    Completion,
-    CompletionGroup,
     FinishReason,
-    PolicyVersions,
     Problem,
     Prompt,
+    TrajectoryGroup,
 )
+from tests.trajectories import single_turn
 
 
 class HashTask:
@@ -43,23 +42,14 @@ class HashTask:
         return AnswerContinuation(prefix="#", text=answer, ends_response=True)
 
 
-def group_of(responses: list[str], *, reference: str, finish_reason: FinishReason = "stop") -> CompletionGroup:
-    return CompletionGroup(
+def group_of(responses: list[str], *, reference: str, finish_reason: FinishReason = "stop") -> TrajectoryGroup:
+    return TrajectoryGroup(
         group_id=7,
         prompt=Prompt(
             prompt_id="p", token_ids=np.array([1], dtype=np.int32), text="?", reference_answer=reference, task="hash"
         ),
-        completions=tuple(
-            Completion(
-                index=index,
-                token_ids=np.array([1, 2], dtype=np.int32),
-                text=response,
-                rollout_logprobs=np.zeros(2, dtype=np.float32),
-                policy_versions=PolicyVersions(
-                    starts=np.array([0], dtype=np.int32), versions=np.array([0], dtype=np.int32)
-                ),
-                finish_reason=finish_reason,
-            )
+        trajectories=tuple(
+            single_turn([1, 2], index=index, text=response, finish_reason=finish_reason)
             for index, response in enumerate(responses)
         ),
     )

@@ -6,7 +6,7 @@ import pytest
 
 from actors.rewards.answer_verifier import AnswerVerifier
 from actors.rewards.worker import RewardWorker
-from system.records import CompletionGroup, RewardTerm
+from system.records import RewardTerm, TrajectoryGroup
 from tests.actors.rewards.answer_tasks import HashTask, group_of
 
 
@@ -18,18 +18,18 @@ class LengthScorer:
         self._events = events
         self._num_missing = num_missing
 
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]:
         self._events.append(f"score {self.name}")
         return tuple(
             RewardTerm(
                 scorer=self.name,
-                value=float(len(completion.text)),
+                value=float(len(trajectory.text)),
                 status="ok",
                 reason="length",
                 policy_version=4,
                 seconds=0.0,
             )
-            for completion in group.completions[self._num_missing :]
+            for trajectory in group.trajectories[self._num_missing :]
         )
 
     def close(self) -> None:
@@ -37,7 +37,7 @@ class LengthScorer:
 
 
 class BrokenScorer(LengthScorer):
-    def score(self, group: CompletionGroup) -> tuple[RewardTerm, ...]:
+    def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]:
         raise KeyError("a fault of ours")
 
     def close(self) -> None:
@@ -51,10 +51,10 @@ def test_terms_stand_in_the_order_of_completions_and_scorers() -> None:
     group = group_of(["#72", "48/2=24", "#7"], reference="72")
     scored = worker.score(group)
     worker.close()
-    assert [[term.scorer for term in row] for row in scored.rewards] == [["verifier", "length"]] * 3
-    assert [[term.value for term in row] for row in scored.rewards] == [[1.0, 3.0], [0.0, 7.0], [0.0, 2.0]]
-    assert [row[0].reason for row in scored.rewards] == ["right", "no_answer", "wrong"]
-    assert (scored.group_id, scored.prompt, scored.completions) == (group.group_id, group.prompt, group.completions)
+    assert [[term.scorer for term in row] for row in scored.terms] == [["verifier", "length"]] * 3
+    assert [[term.value for term in row] for row in scored.terms] == [[1.0, 3.0], [0.0, 7.0], [0.0, 2.0]]
+    assert [row[0].reason for row in scored.terms] == ["right", "no_answer", "wrong"]
+    assert scored.group is group
     assert scored.belief_traces == ()
 
 
@@ -64,10 +64,10 @@ def test_hostile_responses_give_terms_and_no_exception() -> None:
     responses = ["", "#", "#\x00", "#\ud800", "#" + "9" * 1_000_000, "#1e999999999", "\u202e#72", "#72"]
     scored = worker.score(group_of(responses, reference="72"))
     worker.close()
-    assert [row[0].reason for row in scored.rewards] == [
+    assert [row[0].reason for row in scored.terms] == [
         "no_answer", "no_answer", "unparseable", "unparseable", "answer_too_long", "unparseable", "right", "right",
     ]  # fmt: skip
-    assert all(math.isfinite(row[0].value) for row in scored.rewards)
+    assert all(math.isfinite(row[0].value) for row in scored.terms)
 
 
 def test_a_fault_of_a_scorer_passes_through() -> None:
@@ -78,7 +78,7 @@ def test_a_fault_of_a_scorer_passes_through() -> None:
 
 def test_a_scorer_that_forgets_a_completion_is_refused() -> None:
     worker = RewardWorker([LengthScorer("length", events=[], num_missing=1)])
-    with pytest.raises(ValueError, match="'length' gave 1 terms for 2 completions of group 7"):
+    with pytest.raises(ValueError, match="'length' gave 1 terms for 2 trajectories of group 7"):
         worker.score(group_of(["#72", "#71"], reference="72"))
 
 

@@ -4,15 +4,15 @@ import logging
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 
 from actors.rewards.value_scorer import ValueScorer
 from system.config.schema import RewardTermConfig
 from system.errors import ConfigError
 from system.fields import key
-from system.records import CompletionGroup
+from system.records import TrajectoryGroup
 from tests.actors.rewards.answer_tasks import group_of
+from tests.trajectories import single_turn
 
 ANSWERS = ["ab", "abcd", "abcdefgh"]
 
@@ -28,33 +28,33 @@ class Own:
     def __init__(self, options: OwnOptions) -> None:
         self._factor = options.factor
 
-    def score(self, group: CompletionGroup) -> list[float | None]:
-        return [self._factor * len(completion.text) for completion in group.completions]
+    def score(self, group: TrajectoryGroup) -> list[float | None]:
+        return [self._factor * len(trajectory.text) for trajectory in group.trajectories]
 
 
 class Raises:
-    def score(self, group: CompletionGroup) -> list[float]:
+    def score(self, group: TrajectoryGroup) -> list[float]:
         raise RuntimeError("no such luck")
 
 
 class SaysTooLittle:
-    def score(self, group: CompletionGroup) -> list[float]:
+    def score(self, group: TrajectoryGroup) -> list[float]:
         return [1.0]
 
 
 class HasHoles:
-    def score(self, group: CompletionGroup) -> list[float | None]:
+    def score(self, group: TrajectoryGroup) -> list[float | None]:
         return [1.0, None, math.nan]
 
 
-def text_group(texts: list[str]) -> CompletionGroup:
+def text_group(texts: list[str]) -> TrajectoryGroup:
     """One token a character."""
     group = group_of(texts, reference="1")
-    completions = (replace(each, token_ids=np.zeros(len(each.text), np.int32)) for each in group.completions)
-    return replace(group, completions=tuple(completions))
+    trajectories = (single_turn([0] * len(text), text=text, index=index) for index, text in enumerate(texts))
+    return replace(group, trajectories=tuple(trajectories))
 
 
-def scored(term: RewardTermConfig, group: CompletionGroup) -> list[tuple[float, str, str]]:
+def scored(term: RewardTermConfig, group: TrajectoryGroup) -> list[tuple[float, str, str]]:
     terms = ValueScorer(term).score(group)
     return [(each.value, each.status, each.reason) for each in terms]
 

@@ -5,19 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from actors.rollout.worker import NO_POLICY_VERSION, RolloutWorker, group_seed
+from actors.rollout.worker import NO_POLICY_VERSION, RolloutWorker
 from system.config.schema import RolloutConfig
 from system.errors import EngineFailedError
 from system.records import Prompt, Sampling
-
-
-def test_group_seeds_are_fixed_for_ever_and_leave_room_for_the_completions() -> None:
-    assert group_seed(0, group_id=0) == 1464411287244747018  # a change would change every recorded run
-    seeds = {group_seed(seed, group_id=group_id) for seed in range(20) for group_id in range(500)}
-    assert len(seeds) == 10_000
-    assert all(0 <= seed < 2**62 for seed in seeds)
-    ordered = sorted(seeds)
-    assert min(np.diff(np.asarray(ordered, dtype=np.float64))) > 10_000  # groups share no completion's seed
 
 
 def test_a_worker_that_was_not_started_says_so() -> None:

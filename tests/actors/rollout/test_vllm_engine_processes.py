@@ -85,7 +85,7 @@ def test_both_processes_of_a_tensor_parallel_engine_receive_the_weights(tmp_path
             assert status.digest == manifest.digest
             assert np.abs(await worker.canary_logprobs(CANARY) - reference_logprobs(model, CANARY)).max() < 1e-4
             group = await worker.generate(PROMPT, group_id=0, sampling=SAMPLING)
-            assert len(group.completions) == SAMPLING.num_completions
+            assert len(group.trajectories) == SAMPLING.num_completions
         finally:
             await worker.shutdown()
             sender.close()

@@ -24,7 +24,7 @@ from actors.rollout.worker import NO_POLICY_VERSION, RolloutWorker
 from learner.weight_sender import WeightSender
 from system.config.schema import RolloutConfig
 from system.errors import CredenceError, EngineFailedError, WeightSyncError
-from system.records import Completion, CompletionGroup, Prompt, ReceiverStatus, Sampling, WeightGroupSpec
+from system.records import Prompt, ReceiverStatus, Sampling, Trajectory, TrajectoryGroup, WeightGroupSpec
 from tests.tiny_policies import (
     END,
     NUM_TOKENIZER_ENTRIES,
@@ -137,22 +137,22 @@ def rollout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rollout]:
     shared.close()
 
 
-def bits(group: CompletionGroup) -> list[tuple[bytes, bytes]]:
-    return [(one.token_ids.tobytes(), one.rollout_logprobs.tobytes()) for one in group.completions]
+def bits(group: TrajectoryGroup) -> list[tuple[bytes, bytes]]:
+    return [(one.token_ids.tobytes(), one.logprobs.tobytes()) for one in group.trajectories]
 
 
-def largest_error(model: Qwen2ForCausalLM, prompt: Prompt, completion: Completion, *, temperature: float) -> float:
-    token_ids = [*prompt.token_ids.tolist(), *completion.token_ids.tolist()]
-    expected = reference_logprobs(model, token_ids, temperature=temperature)[len(prompt.token_ids) - 1 :]
-    return float(np.abs(expected - completion.rollout_logprobs).max())
+def largest_error(model: Qwen2ForCausalLM, trajectory: Trajectory, *, temperature: float) -> float:
+    expected = reference_logprobs(model, trajectory.token_ids.tolist(), temperature=temperature)
+    is_sampled = trajectory.is_sampled[1:]
+    return float(np.abs(expected[is_sampled] - trajectory.logprobs[1:][is_sampled]).max())
 
 
 def assert_agrees(rollout: Rollout, name: str, model: Qwen2ForCausalLM) -> None:
     """Draws and canary of worker `name` have the log-probabilities that transformers gives `model`."""
     worker = rollout.worker(name)
     group = rollout.run(worker.generate(PROMPT, group_id=3, sampling=SAMPLING))
-    for completion in group.completions:
-        assert largest_error(model, PROMPT, completion, temperature=0.7) < 1e-4
+    for trajectory in group.trajectories:
+        assert largest_error(model, trajectory, temperature=0.7) < 1e-4
     canary = rollout.run(worker.canary_logprobs(CANARY))
     assert canary.dtype == np.float32
     assert canary.shape == (len(CANARY) - 1,)
@@ -183,24 +183,25 @@ def test_a_group_is_complete_and_describes_itself(rollout: Rollout) -> None:
     sampling = dataclasses.replace(SAMPLING, max_tokens=448, num_completions=8, temperature=1.0)
     group = rollout.run(worker.generate(PROMPT, group_id=5, sampling=sampling))
     assert (group.group_id, group.prompt) == (5, PROMPT)
-    assert [one.index for one in group.completions] == list(range(8))
-    for one in group.completions:
+    assert [one.index for one in group.trajectories] == list(range(8))
+    for one in group.trajectories:
         assert one.token_ids.dtype == np.int32
-        assert one.rollout_logprobs.dtype == np.float32
-        assert one.rollout_logprobs.shape == one.token_ids.shape
-        assert (one.policy_versions.starts.tolist(), one.policy_versions.versions.tolist()) == ([0], [7])
+        assert one.logprobs.dtype == np.float32
+        assert one.token_ids[: one.num_prompt_tokens].tolist() == PROMPT.token_ids.tolist()
+        assert one.is_sampled[one.num_prompt_tokens :].all()
+        assert set(one.sampled_policy_versions.tolist()) == {7}
         if one.finish_reason == "stop":
             assert one.token_ids[-1] == END
         else:
-            assert len(one.token_ids) == 448
-        assert END not in one.token_ids[:-1]
-        known = [token for token in one.token_ids.tolist() if token < NUM_TOKENIZER_ENTRIES]
-        assert len(known) < len(one.token_ids)  # a token that the tokenizer does not know is no error
+            assert one.num_sampled == 448
+        assert END not in one.sampled_token_ids[:-1]
+        known = [token for token in one.sampled_token_ids.tolist() if token < NUM_TOKENIZER_ENTRIES]
+        assert len(known) < one.num_sampled  # a token that the tokenizer does not know is no error
         assert one.text == tokenizer.decode(known, skip_special_tokens=True)
-    assert {one.finish_reason for one in group.completions} == {"stop", "length"}
+    assert {one.finish_reason for one in group.trajectories} == {"stop", "length"}
     assert len(set(bits(group))) == 8
     assert worker.num_in_flight == 0
-    assert worker.num_generated_tokens - tokens_before == sum(len(one.token_ids) for one in group.completions)
+    assert worker.num_generated_tokens - tokens_before == sum(one.num_sampled for one in group.trajectories)
     assert worker.busy_seconds > seconds_before
 
 
@@ -209,15 +210,15 @@ def test_greedy_completions_are_the_most_likely_tokens(rollout: Rollout) -> None
     model = rollout.base_model("tied")
     rollout.run(rollout.publish(model, "tied", policy_version=8))
     sampling = dataclasses.replace(SAMPLING, temperature=0.0, num_completions=2, max_tokens=16)
-    first, second = rollout.run(worker.generate(PROMPT, group_id=0, sampling=sampling)).completions
+    first, second = rollout.run(worker.generate(PROMPT, group_id=0, sampling=sampling)).trajectories
     assert (first.index, second.index) == (0, 1)
     assert first.token_ids.tolist() == second.token_ids.tolist()
     token_ids = PROMPT.token_ids.tolist()
-    for token in first.token_ids.tolist():
+    for token in first.sampled_token_ids.tolist():
         with torch.no_grad():
             assert int(model(torch.tensor([token_ids])).logits[0, -1].argmax()) == token
         token_ids.append(token)
-    assert largest_error(model, PROMPT, first, temperature=1.0) < 1e-4
+    assert largest_error(model, first, temperature=1.0) < 1e-4
 
 
 def test_draws_depend_on_neither_the_batch_nor_the_worker(rollout: Rollout) -> None:
@@ -247,7 +248,7 @@ def test_tokens_drawn_before_and_after_an_update_in_flight_carry_their_own_versi
     rollout.run(rollout.publish(old, "tied", policy_version=20))
     sampling = dataclasses.replace(SAMPLING, max_tokens=448, num_completions=16)
 
-    async def update_in_flight() -> CompletionGroup:
+    async def update_in_flight() -> TrajectoryGroup:
         drawing = asyncio.create_task(worker.generate(PROMPT, group_id=0, sampling=sampling))
         await asyncio.sleep(0.3)
         await rollout.publish(new, "tied", policy_version=21)
@@ -255,21 +256,21 @@ def test_tokens_drawn_before_and_after_an_update_in_flight_carry_their_own_versi
         return await drawing
 
     mixed = 0
-    for one in rollout.run(update_in_flight()).completions:
-        runs = list(zip(one.policy_versions.starts.tolist(), one.policy_versions.versions.tolist(), strict=True))
-        assert runs[0] == (0, 20)
+    for one in rollout.run(update_in_flight()).trajectories:
+        runs = list(zip(one.policy_versions.starts.tolist(), one.policy_versions.versions.tolist(), strict=True))[1:]
+        assert runs[0] == (one.num_prompt_tokens, 20)
         if len(runs) == 1:
             continue
         mixed += 1
         (_, (boundary, version)) = runs
         assert version == 21
-        assert 0 < boundary < len(one.token_ids)
-        token_ids = [*PROMPT.token_ids.tolist(), *one.token_ids.tolist()]
+        assert one.num_prompt_tokens < boundary < len(one.token_ids)
         by_old, by_new = (
-            reference_logprobs(model, token_ids, temperature=0.7)[len(PROMPT.token_ids) - 1 :] for model in (old, new)
+            np.insert(reference_logprobs(model, one.token_ids.tolist(), temperature=0.7), 0, 0.0)
+            for model in (old, new)
         )
         expected = np.concatenate([by_old[:boundary], by_new[boundary:]])
-        assert np.abs(expected - one.rollout_logprobs).max() < 1e-4
+        assert np.abs(expected - one.logprobs)[one.is_sampled].max() < 1e-4
         assert np.abs(by_old - by_new)[[boundary - 1, boundary]].max() > 1e-3  # else the boundary proves nothing
     assert mixed > 0
 
@@ -299,7 +300,7 @@ def test_a_receiver_that_missed_an_update_shows_its_old_version_and_weights(roll
     stale = rollout.worker("untied")
     assert stale.policy_version == 40
     group = rollout.run(stale.generate(PROMPT, group_id=0, sampling=SAMPLING))
-    assert {version for one in group.completions for version in one.policy_versions.versions.tolist()} == {40}
+    assert {version for one in group.trajectories for version in one.sampled_policy_versions.tolist()} == {40}
     assert np.abs(rollout.run(stale.canary_logprobs(CANARY)) - reference_logprobs(new, CANARY)).max() > 0.1
 
 
@@ -318,7 +319,7 @@ def test_a_cancelled_group_leaves_the_engine(rollout: Rollout) -> None:
     rollout.run(cancel())
     assert worker.num_in_flight == 0
     assert worker._running_engine()._llm.get_num_unfinished_requests() == 0
-    assert len(rollout.run(worker.generate(PROMPT, group_id=0, sampling=SAMPLING)).completions) == 4
+    assert len(rollout.run(worker.generate(PROMPT, group_id=0, sampling=SAMPLING)).trajectories) == 4
 
 
 def test_prompts_and_lengths_beyond_the_configuration_are_refused(rollout: Rollout) -> None:

@@ -13,7 +13,8 @@ from system.config.machine import model_folder
 from system.config.schema import ScorerConfig
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
-from system.records import AnswerHypotheses, Completion, CompletionGroup, IntArray, PolicyVersions, Prompt
+from system.records import AnswerHypotheses, IntArray, Prompt, TrajectoryGroup
+from tests.trajectories import single_turn
 
 POLICY = str(model_folder("builtin:chains_1m"))
 PROMPT = "48+(48/2):"
@@ -32,21 +33,14 @@ def tokens(text: str) -> IntArray:
     return np.array(AutoTokenizer.from_pretrained(POLICY).encode(text, add_special_tokens=False), np.int32)
 
 
-def make_group() -> CompletionGroup:
+def make_group() -> TrajectoryGroup:
     end = AutoTokenizer.from_pretrained(POLICY).eos_token_id
-    completions = tuple(
-        Completion(
-            index=index,
-            token_ids=np.append(tokens(text), np.int32(end)),
-            text=text,
-            rollout_logprobs=np.zeros(len(text) + 1, np.float32),
-            policy_versions=PolicyVersions(starts=np.zeros(1, np.int32), versions=np.zeros(1, np.int32)),
-            finish_reason="stop",
-        )
+    trajectories = tuple(
+        single_turn([*tokens(text).tolist(), end], prompt=tokens(PROMPT).tolist(), index=index, text=text)
         for index, text in enumerate(RESPONSES)
     )
     prompt = Prompt(prompt_id="p", token_ids=tokens(PROMPT), text=PROMPT, reference_answer="72", task="gsm8k_chains")
-    return CompletionGroup(group_id=1, prompt=prompt, completions=completions)
+    return TrajectoryGroup(group_id=1, prompt=prompt, trajectories=trajectories)
 
 
 def plain_logprob(written: str, answer: str) -> float:
@@ -94,9 +88,9 @@ def test_mean_reduction_takes_out_the_length(model: ScoringModel) -> None:
 
 def test_one_hypothesis_and_an_empty_completion(model: ScoringModel) -> None:
     group = make_group()
-    empty = replace(group.completions[0], token_ids=np.zeros(0, np.int32), text="")
+    empty = single_turn([], prompt=tokens(PROMPT).tolist())
     traces = BeliefScorer(model, task=Gsm8kChainsTask(), reduction="sum").traces(
-        replace(group, completions=(empty,)),
+        replace(group, trajectories=(empty,)),
         hypotheses=AnswerHypotheses(answers=("72",), stated=np.array([-1], np.int32), seconds=0.0),
     )
     assert traces[0].answer_logprobs.shape == (1, 1)

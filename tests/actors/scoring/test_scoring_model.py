@@ -16,18 +16,18 @@ from actors.scoring.self_certainty import SelfCertaintyScorer
 from system.config.schema import ScorerConfig
 from system.errors import CheckpointError, NotFiniteError, WeightSyncError
 from system.records import (
-    Completion,
-    CompletionGroup,
     FloatArray,
     IntArray,
     PolicyVersions,
     Prompt,
     ReceiverStatus,
+    TrajectoryGroup,
     WeightGroupSpec,
 )
 from system.runtime.weight_sync import refusal
 from system.weights.broadcast import WeightGroup, broadcast_tensors, describe_tensors
 from tests.tiny_policies import NUM_EMBEDDINGS, NUM_TOKENIZER_ENTRIES, changed, make_policy, named_weights
+from tests.trajectories import single_turn
 
 CPU = torch.device("cpu")
 
@@ -44,37 +44,30 @@ def make_model(policy: Path, **changes: object) -> ScoringModel:
     )
 
 
-def make_group(lengths: tuple[int, ...] = (5, 9, 1, 14), *, version: int = 0) -> CompletionGroup:
+def make_group(lengths: tuple[int, ...] = (5, 9, 1, 14), *, version: int = 0) -> TrajectoryGroup:
     rng = np.random.default_rng(0)
 
     def tokens(length: int) -> IntArray:
         return rng.integers(3, NUM_TOKENIZER_ENTRIES, length).astype(np.int32)
 
     prompt = Prompt(prompt_id="p", token_ids=tokens(7), text="", reference_answer="", task="gsm8k_chains")
-    completions = tuple(
-        Completion(
-            index=index,
-            token_ids=tokens(length),
-            text="",
-            rollout_logprobs=np.zeros(length, np.float32),
-            policy_versions=PolicyVersions(starts=np.array([0], np.int32), versions=np.array([version], np.int32)),
-            finish_reason="stop",
-        )
+    trajectories = tuple(
+        single_turn(tokens(length).tolist(), prompt=prompt.token_ids.tolist(), index=index, versions=[version])
         for index, length in enumerate(lengths)
     )
-    return CompletionGroup(group_id=4, prompt=prompt, completions=completions)
+    return TrajectoryGroup(group_id=4, prompt=prompt, trajectories=trajectories)
 
 
 def expected(
-    model: Qwen2ForCausalLM, group: CompletionGroup, *, num_columns: int
+    model: Qwen2ForCausalLM, group: TrajectoryGroup, *, num_columns: int
 ) -> list[tuple[FloatArray, FloatArray]]:
     """(log-probability over all columns, self-certainty over `num_columns`) of each completion, in float64."""
     answers = []
-    for completion in group.completions:
-        ids = torch.from_numpy(np.concatenate((group.prompt.token_ids, completion.token_ids))).long()
+    for trajectory in group.trajectories:
+        ids = torch.from_numpy(trajectory.token_ids).long()
         with torch.no_grad():
             logits = model(input_ids=ids[None]).logits[0, len(group.prompt.token_ids) - 1 : -1].double()
-        targets = torch.from_numpy(completion.token_ids).long()
+        targets = ids[len(group.prompt.token_ids) :]
         logprobs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
         real = logits[:, :num_columns]
         certainty = real.logsumexp(dim=-1) - real.mean(dim=-1) - math.log(num_columns)
@@ -116,7 +109,7 @@ def test_statistics_are_those_of_plain_transformers(
     reference = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
     group = make_group()
     num_columns = NUM_TOKENIZER_ENTRIES if mask_padded_vocab else NUM_EMBEDDINGS
-    statistics = model.completion_statistics(group, temperature=1.0)
+    statistics = model.trajectory_statistics(group, temperature=1.0)
     for each, (logprobs, certainty) in zip(
         statistics, expected(reference, group, num_columns=num_columns), strict=True
     ):
@@ -126,8 +119,8 @@ def test_statistics_are_those_of_plain_transformers(
 
 def test_temperature_flattens_and_so_lowers_certainty(policy: Path) -> None:
     model, group = make_model(policy), make_group()
-    sharp = model.completion_statistics(group, temperature=1.0)[1].self_certainty
-    flat = model.completion_statistics(group, temperature=4.0)[1].self_certainty
+    sharp = model.trajectory_statistics(group, temperature=1.0)[1].self_certainty
+    flat = model.trajectory_statistics(group, temperature=4.0)[1].self_certainty
     assert (flat < sharp).all()
 
 
@@ -181,7 +174,7 @@ def test_a_broadcast_that_broke_off_forbids_scoring(policy: Path) -> None:
     with pytest.raises(WeightSyncError):
         model.receive_weights(manifest)  # nobody sends any more
     with pytest.raises(WeightSyncError, match="broke off; it may not score"):
-        model.completion_statistics(group, temperature=1.0)
+        model.trajectory_statistics(group, temperature=1.0)
     model.close()
 
 
@@ -202,14 +195,14 @@ def test_a_lagged_replica_hands_its_past_to_a_new_one_and_to_a_checkpoint(policy
     for version in (1, 2):
         changed(sender, seed=version)
         broadcast(sender, first, policy_version=version)
-        values = first.completion_statistics(group, temperature=1.0)
+        values = first.trajectory_statistics(group, temperature=1.0)
     assert first.policy_version == 1
     first.save_state(str(tmp_path))
     second.import_state(first.export_state())
     third.load_state(str(tmp_path))
     for copy in (second, third):
         broadcast(sender, copy, policy_version=2)
-        copied = copy.completion_statistics(group, temperature=1.0)
+        copied = copy.trajectory_statistics(group, temperature=1.0)
         assert copy.policy_version == 1
         np.testing.assert_array_equal(copied[1].self_certainty, values[1].self_certainty)
     with pytest.raises(CheckpointError, match="scorer.mode=ema"):
@@ -225,22 +218,22 @@ def test_logits_that_are_not_finite_are_refused(policy: Path) -> None:
         sender.model.norm.weight[3] = math.nan
     broadcast(sender, model, policy_version=1)
     with pytest.raises(NotFiniteError, match="scoring replica 0, group 4"):
-        model.completion_statistics(make_group(), temperature=1.0)
+        model.trajectory_statistics(make_group(), temperature=1.0)
     model.close()
 
 
 def test_the_difference_to_the_engine_is_taken_over_own_completions_only(policy: Path) -> None:
     model, group = make_model(policy), make_group()
     scorer = SelfCertaintyScorer(model, temperature=1.0, rollout_temperature=1.0)
-    statistics = model.completion_statistics(group, temperature=1.0)
+    statistics = model.trajectory_statistics(group, temperature=1.0)
     drawn = [
-        replace(completion, rollout_logprobs=each.logprobs + 0.25 * (index == 1))
-        for index, (completion, each) in enumerate(zip(group.completions, statistics, strict=True))
+        replace(trajectory, logprobs=trajectory.at_sampled(each.logprobs + 0.25 * (index == 1)))
+        for index, (trajectory, each) in enumerate(zip(group.trajectories, statistics, strict=True))
     ]
     old = PolicyVersions(starts=np.array([0], np.int32), versions=np.array([-1], np.int32))
-    scorer.score(replace(group, completions=tuple(drawn)))
+    scorer.score(replace(group, trajectories=tuple(drawn)))
     assert scorer.take_logprob_difference() == pytest.approx(0.25, abs=1e-5)
     drawn[1] = replace(drawn[1], policy_versions=old)
-    scorer.score(replace(group, completions=tuple(drawn)))
+    scorer.score(replace(group, trajectories=tuple(drawn)))
     assert scorer.take_logprob_difference() == pytest.approx(0.0, abs=1e-5)
     assert scorer.take_logprob_difference() is None
