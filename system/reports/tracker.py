@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 
 import wandb
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
 from system.data.group_files import rewards_as_json
 from system.data.json_values import JsonValue
@@ -33,7 +34,7 @@ INIT_TIMEOUT_SECONDS = 30.0
 FINISH_TIMEOUT_SECONDS = 10.0  # a stopped run has to be gone within 20 s; what is not uploaded stays on disk
 COMPLETIONS_TABLE = "samples/completions"
 # A lost service shows as ConnectionResetError, a full disk or a missing network as other OSErrors.
-WANDB_FAILURES = (wandb.Error, OSError, MailboxClosedError, HandleAbandonedError)
+WANDB_FAILURES = (wandb.Error, OSError, MailboxClosedError, HandleAbandonedError, ServerResponseError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,7 @@ class Tracker:
         wandb_mode: WandbMode,
         config: Mapping[str, object],
         resume_policy_version: int | None = None,
+        init_timeout_seconds: float = INIT_TIMEOUT_SECONDS,
     ) -> None:
         """Starts anew, or continues after `resume_policy_version`: later lines are cut, the W&B run stays the same.
 
@@ -119,7 +121,14 @@ class Tracker:
         self._table = table
         self._metrics = JsonLinesFile(folder / "metrics.jsonl", keep_until_version=resume_policy_version)
         self._completions = JsonLinesFile(folder / "completions.jsonl", keep_until_version=resume_policy_version)
-        self._wandb = _WandbRun(folder, run_name=run_name, project=project, entity=entity, config=config)
+        self._wandb = _WandbRun(
+            folder,
+            run_name=run_name,
+            project=project,
+            entity=entity,
+            config=config,
+            init_timeout_seconds=init_timeout_seconds,
+        )
         if mode != "disabled":
             self._wandb.start(mode=mode)
 
@@ -176,13 +185,21 @@ class _WandbRun:
     """The W&B run of a folder: its id and step continue over sessions, and no failure leaves this class."""
 
     def __init__(
-        self, folder: Path, *, run_name: str, project: str, entity: str | None, config: Mapping[str, object]
+        self,
+        folder: Path,
+        *,
+        run_name: str,
+        project: str,
+        entity: str | None,
+        config: Mapping[str, object],
+        init_timeout_seconds: float,
     ) -> None:
         self._folder = folder
         self._run_name = run_name
         self._project = project
         self._entity = entity
         self._config = dict(config)
+        self._init_timeout_seconds = init_timeout_seconds
         self._run: Any = None
         self._with_axis: set[str] = set()
         self._id, self._next_step = self._load_identity()
@@ -190,7 +207,7 @@ class _WandbRun:
 
     @property
     def url(self) -> str | None:
-        return None if self._run is None else self._run.url
+        return None if self._run is None or self._run.offline else self._run.url
 
     def start(self, *, mode: Literal["online", "offline"]) -> None:
         self._save_identity()
@@ -199,6 +216,7 @@ class _WandbRun:
         except WANDB_FAILURES as error:
             self._count_failure(f"start {mode}", error=error)
             if mode == "online":
+                wandb.teardown()  # its service holds the run's id until it ends
                 self.start(mode="offline")
 
     def log(self, values: Mapping[str, float], *, x_axes: Mapping[str, str]) -> None:
@@ -271,7 +289,7 @@ class _WandbRun:
                 console="off",
                 save_code=False,
                 disable_job_creation=True,
-                init_timeout=INIT_TIMEOUT_SECONDS,
+                init_timeout=self._init_timeout_seconds,
                 finish_timeout=FINISH_TIMEOUT_SECONDS,
             ),
         )
@@ -301,7 +319,8 @@ class _WandbRun:
 
     def _count_failure(self, attempted: str, *, error: BaseException) -> None:
         if not self.num_failures:
-            LOGGER.warning("W&B failed to %s (%s); the run goes on, metrics.jsonl has everything", attempted, error)
+            reason = " ".join(str(error).split())
+            LOGGER.warning("W&B failed to %s (%s); the run goes on, metrics.jsonl has everything", attempted, reason)
         self.num_failures += 1
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from system.errors import ConfigError
 from system.metrics import MetricTable
 from system.reports.metrics import SYSTEM_METRICS
 from system.reports.recorder import read_json_lines
-from system.reports.tracker import CompletionSample, Tracker, WandbMode, resolve_wandb_mode
+from system.reports.tracker import INIT_TIMEOUT_SECONDS, CompletionSample, Tracker, WandbMode, resolve_wandb_mode
 
 SAMPLE = CompletionSample(
     group_id=1,
@@ -36,7 +38,13 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def open_tracker(folder: Path, *, mode: WandbMode = "disabled", resume: int | None = None) -> Tracker:
+def open_tracker(
+    folder: Path,
+    *,
+    mode: WandbMode = "disabled",
+    resume: int | None = None,
+    init_timeout_seconds: float = INIT_TIMEOUT_SECONDS,
+) -> Tracker:
     return Tracker(
         folder,
         table=MetricTable(SYSTEM_METRICS),
@@ -46,6 +54,7 @@ def open_tracker(folder: Path, *, mode: WandbMode = "disabled", resume: int | No
         wandb_mode=mode,
         config={"seed": 1},
         resume_policy_version=resume,
+        init_timeout_seconds=init_timeout_seconds,
     )
 
 
@@ -154,6 +163,27 @@ def test_dead_wandb_service_is_logged_once_and_counted(tmp_path: Path) -> None:
     records = read_json_lines(tmp_path / "metrics.jsonl")
     assert [record["policy_version"] for record in records] == [0, 1, 2]
     assert records[-1]["timing"] == {"tracker/num_failures": 2.0}
+
+
+def test_no_route_to_the_server_falls_back_to_offline_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        tracker = open_tracker(tmp_path, mode="auto", init_timeout_seconds=2.0)
+    tracker.log({"reward/mean": 0.5}, policy_version=1)
+    tracker.close()
+    (record,) = (record for record in caplog.records if record.name == "system.reports.tracker")
+    assert re.fullmatch(
+        r"W&B failed to start online \(.+\); the run goes on, metrics\.jsonl has .*", record.getMessage()
+    )
+    assert tracker.num_failures == 1
+    assert tracker.wandb_url is None
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert len(read_json_lines(tmp_path / "metrics.jsonl")) == 1
 
 
 def test_auto_mode_follows_key_and_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
