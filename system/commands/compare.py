@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from system.errors import ConfigError
+from system.reports.axes import finish_updates_axes, legend_below
 from system.reports.metric_history import MetricHistory, read_history
 from system.reports.metrics import BELIEF_VALUE_STEPS
 from system.reports.pass_at_k_figure import draw_tokens_curve, finish_tokens_axes, pass_at_k_points
@@ -154,7 +155,7 @@ def draw(methods: dict[str, list[Run]], *, path: Path) -> None:
     _draw_tokens(all_axes[len(PANELS)], methods=methods)
     if has_values:
         _draw_values(all_axes[-1], methods=methods)
-    figure.axes[0].legend(fontsize=8)
+    legend_below(figure.axes[0])
     figure.savefig(path, dpi=110)
 
 
@@ -169,9 +170,7 @@ def draw_panel(axes: Axes, *, methods: dict[str, list[Run]], panel: Panel) -> No
             versions, [min(each) for each in columns], [max(each) for each in columns],
             color=line.get_color(), alpha=0.15, linewidth=0,
         )  # fmt: skip
-    axes.set_title(panel.title, fontsize=11)
-    axes.set_xlabel("updates")
-    axes.grid(alpha=0.25)
+    finish_updates_axes(axes, title=panel.title, label="")
 
 
 def _draw_tokens(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
@@ -205,7 +204,7 @@ def _draw_values(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
     axes.set_title(f"Bayesian value of each step, last {VALUE_UPDATES} updates (dashed: first)", fontsize=11)
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    legend_below(axes)
 
 
 def _values_by_step(runs: list[Run], *, updates: slice) -> dict[int, float]:

@@ -58,17 +58,20 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
 
     Raises CredenceError subclasses for what a user can act on.
     """
-    start = time.perf_counter()
+    session_start = time.perf_counter()
     folder = open_run_folder(config, resume=resume)
     inputs = read_inputs(config, cursor=folder.resumed.cursor if folder.resumed else None)
     seconds_before = folder.resumed.seconds if folder.resumed else 0.0
 
     def elapsed_seconds() -> float:
-        return seconds_before + time.perf_counter() - start
+        return seconds_before + time.perf_counter() - session_start
 
     try:
         stopped_by = run_on_ray(
-            config, lambda: _train(config, folder=folder, inputs=inputs, elapsed_seconds=elapsed_seconds)
+            config,
+            lambda: _train(
+                config, folder=folder, inputs=inputs, session_start=session_start, elapsed_seconds=elapsed_seconds
+            ),
         )
     finally:
         folder.checkpoints.discard_partial()
@@ -102,7 +105,14 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     )
 
 
-async def _train(config: Config, *, folder: RunFolder, inputs: RunInputs, elapsed_seconds: Callable[[], float]) -> None:
+async def _train(
+    config: Config,
+    *,
+    folder: RunFolder,
+    inputs: RunInputs,
+    session_start: float,
+    elapsed_seconds: Callable[[], float],
+) -> None:
     folder.path.mkdir(parents=True, exist_ok=folder.resumed is not None)
     recorder = Recorder(folder.path)
     recorder.write_config(dump_yaml(config))
@@ -120,7 +130,9 @@ async def _train(config: Config, *, folder: RunFolder, inputs: RunInputs, elapse
     )
     exit_code = 1
     try:
-        with Display(num_updates=config.run.num_updates, run_folder=folder.path) as display:
+        limit = config.run.max_seconds
+        seconds_left = None if limit is None else limit - elapsed_seconds()
+        with Display(num_updates=config.run.num_updates, run_folder=folder.path, seconds_left=seconds_left) as display:
             reporter = Reporter(
                 run_folder=folder.path,
                 table=table,
@@ -128,6 +140,7 @@ async def _train(config: Config, *, folder: RunFolder, inputs: RunInputs, elapse
                 recorder=recorder,
                 display=display,
                 completions_per_table=config.tracker.completions_per_table,
+                session_start=session_start,
             )
             outcome, ledger = await _train_with_actors(
                 config, folder=folder, inputs=inputs, reporter=reporter, elapsed_seconds=elapsed_seconds
@@ -171,6 +184,7 @@ async def _train_with_actors(
             elapsed_seconds=elapsed_seconds,
         )
         outcome = await controller.run()
+        reporter.draw_newest_beliefs()
         parts.ledger.drop_in_flight(reason="run_ended")
         return outcome, parts.ledger
     finally:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from system.commands.compare import Panel, Run, draw_panel, parse_methods, read_run
 from system.config.load import load_config
+from system.reports.axes import legend_below
 from system.runtime.checkpoint import CheckpointStore, policy_directory
 
 TRAIN_UPDATES = 20  # the last ones, of which training accuracy is the mean
@@ -119,5 +120,5 @@ def _draw(methods: dict[str, list[Run]], *, path: Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         draw_panel(axes, methods=methods, panel=panel)
         axes.set_ylim(-0.03, 1.03)
-    figure.axes[0].legend(fontsize=8)
+    legend_below(figure.axes[0])
     figure.savefig(path, dpi=110)

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from system.reports.axes import legend_below
+
 _COLOURS = ("#000000", "#8c8c8c", "#4c72b0", "#c44e52", "#dd8452", "#55a868", "#8172b3", "#937860")
 _MAX_BINS = 50
 
@@ -51,7 +53,7 @@ def draw_selection(curves: Mapping[str, Sequence[CurvePoint]], *, path: Path, ti
     axes.set_ylabel("accuracy (%), 95 % intervals over problems")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, loc="upper left")
+    legend_below(axes)
     figure.savefig(path, dpi=110)
 
 
@@ -71,5 +73,5 @@ def draw_certainty(right: Sequence[float], *, wrong: Sequence[float], path: Path
     axes.set_ylabel("density")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=9, loc="upper left")
+    legend_below(axes)
     figure.savefig(path, dpi=110)

@@ -1,91 +1,98 @@
 """curves.png of a run: accuracy, length and entropy, gradient and divergence, where the time went.
 
-A run that monitors self-certainty has two more: certainty beside accuracy, and how much the completions repeat. A run
-with beliefs has two more: what each step is worth, and how much of an update's time the beliefs take.
+A run that monitors self-certainty has three more: certainty, and how much the completions repeat. A run with beliefs
+has two more: what each step is worth, and how much of an update's time the beliefs take.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from system.reports.axes import finish_updates_axes, legend_below
 from system.reports.metric_history import MetricHistory
 from system.reports.metrics import BELIEF_PHASES, BELIEF_VALUE_STEPS, PHASES
 
 SMOOTHING_UPDATES = 10
+_NUM_COLUMNS = 2
+BLUE = "#4c72b0"
 CERTAINTY = "reward/self_certainty_mean"
 PHASE_COLOURS = ("#4c72b0", "#ccb974", "#8c8c8c", "#dd8452", "#55a868", "#8172b3", "#c44e52")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Panel:
+    draw: Callable[[Axes, MetricHistory], None]
+
+
 def draw_curves(history: MetricHistory, *, path: Path, title: str) -> None:
-    """Writes one PNG with its panels over policy versions; panels without data say so."""
-    has_certainty = bool(history.series(CERTAINTY)[1])
-    has_beliefs = bool(history.names(prefix="belief/"))
-    num_rows = 2 + has_certainty + has_beliefs
-    figure = Figure(figsize=(12, 4 * num_rows), layout="constrained")
+    """Writes one PNG, the figure of `curves_figure`."""
+    curves_figure(history, title=title).savefig(path, dpi=110)
+
+
+def curves_figure(history: MetricHistory, *, title: str) -> Figure:
+    """Panels over policy versions; those without data say so."""
+    panels = [_Panel(draw=_draw_accuracy), *(_curve(*each) for each in _curves(history)), _Panel(draw=_draw_phases)]
+    if history.names(prefix="belief/"):
+        panels += [_Panel(draw=_draw_values), _Panel(draw=_draw_belief_time)]
+    num_rows = math.ceil(len(panels) / _NUM_COLUMNS)
+    figure = Figure(figsize=(6 * _NUM_COLUMNS, 3.6 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    panels = figure.subplots(num_rows, 2)
-    _draw_accuracy(panels[0][0], history=history)
-    _draw_pair(
-        panels[0][1],
-        history=history,
-        title="Completions",
-        left=("completion/length_mean_tokens", "length (tokens)"),
-        right=("learner/entropy_nats", "entropy (nats)"),
-    )
-    _draw_pair(
-        panels[1][0],
-        history=history,
-        title="Optimisation",
-        left=("learner/gradient_norm", "gradient norm"),
-        right=("learner/reference_kl_nats", "KL to reference (nats)")
-        if history.largest("learner/reference_kl_nats")
-        else ("learner/mismatch_kl_nats", "KL engine / learner (nats)"),
-    )
-    _draw_phases(panels[1][1], history=history)
-    if has_certainty:
-        _draw_pair(
-            panels[2][0],
-            history=history,
-            title="Certainty and accuracy",
-            left=(CERTAINTY, "self-certainty (nats)"),
-            right=("train/accuracy", "training accuracy"),
-        )
-        _draw_pair(
-            panels[2][1],
-            history=history,
-            title="Repetition",
-            left=("completion/distinct_2", "distinct 2-grams"),
-            right=("completion/repetition_4", "repeated 4-grams"),
-        )
-    if has_beliefs:
-        _draw_family(
-            panels[-1][0],
-            history=history,
-            names={f"belief/value_at_step_{step}": f"step {step}" for step in range(BELIEF_VALUE_STEPS)},
-            title="Bayesian value of each step",
-            label="value",
-        )
-        _draw_family(
-            panels[-1][1],
-            history=history,
-            names={f"belief/{phase}_share": phase for phase in BELIEF_PHASES},
-            title="Time for beliefs",
-            label="share of the update's wall time",
-        )
-    figure.savefig(path, dpi=110)
+    grid = figure.subplots(num_rows, _NUM_COLUMNS, squeeze=False).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        panel.draw(axes, history)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    return figure
 
 
-def _draw_accuracy(axes: Axes, *, history: MetricHistory) -> None:
+def _curves(history: MetricHistory) -> list[tuple[str, str, str]]:
+    """Metric, title and label of every panel with one curve: one axis each, so that no two curves coincide."""
+    has_reference = bool(history.largest("learner/reference_kl_nats"))
+    curves = [
+        ("completion/length_mean_tokens", "Length of completions", "tokens"),
+        ("learner/entropy_nats", "Entropy", "nats"),
+        ("learner/gradient_norm", "Gradient norm", "norm"),
+        ("learner/reference_kl_nats", "KL to the reference", "nats")
+        if has_reference
+        else ("learner/mismatch_kl_nats", "KL of engine and learner", "nats"),
+    ]
+    reward, accuracy = (history.series(name)[1] for name in ("reward/mean", "train/accuracy"))
+    if reward and not _are_same(reward, accuracy):  # with the verifier alone they are one curve
+        curves.insert(0, ("reward/mean", "Reward", "reward"))
+    if history.series(CERTAINTY)[1]:
+        curves += [
+            (CERTAINTY, "Self-certainty", "nats"),
+            ("completion/distinct_2", "Distinct 2-grams", "share"),
+            ("completion/repetition_4", "Repeated 4-grams", "share"),
+        ]
+    return curves
+
+
+def _curve(metric: str, title: str, label: str) -> _Panel:
+    def draw(axes: Axes, history: MetricHistory) -> None:
+        versions, values = history.series(metric)
+        axes.plot(versions, values, color=BLUE, alpha=0.25, linewidth=1)
+        axes.plot(versions, _smoothed(values), color=BLUE)
+        _finish(axes, title=title, label=label, has_data=bool(values))
+
+    return _Panel(draw=draw)
+
+
+def _draw_accuracy(axes: Axes, history: MetricHistory) -> None:
     versions, accuracy = history.series("train/accuracy")
-    axes.plot(versions, accuracy, color="#4c72b0", alpha=0.25, linewidth=1)
-    axes.plot(versions, _smoothed(accuracy), color="#4c72b0", label=f"training, mean of {SMOOTHING_UPDATES}")
+    axes.plot(versions, accuracy, color=BLUE, alpha=0.25, linewidth=1)
+    axes.plot(versions, _smoothed(accuracy), color=BLUE, label=f"training, mean of {SMOOTHING_UPDATES}")
+    has_data = bool(accuracy)
     for kind, colour in (("sampled", "#c44e52"), ("greedy", "#55a868")):
-        points = history.lines_with(f"eval/accuracy_{kind}")
         name = f"eval/accuracy_{kind}"
+        points = history.lines_with(name)
+        has_data = has_data or bool(points)
         axes.errorbar(
             [line.policy_version for line in points],
             [line.values[name] for line in points],
@@ -100,26 +107,18 @@ def _draw_accuracy(axes: Axes, *, history: MetricHistory) -> None:
             linewidth=1.2,
             label=f"held-out, {kind} (95 %)",
         )
-    reward_versions, reward = history.series("reward/mean")
-    lines = list(axes.get_lines())
-    if reward and not _are_same(reward, accuracy):  # with the verifier alone they are one curve
-        _right_axis(axes, versions=reward_versions, values=reward, label="reward")
-    _finish(axes, title="Accuracy", label="accuracy", has_data=any(len(line.get_xdata()) for line in lines))
-    if lines:
-        axes.legend(fontsize=8, loc="lower right")
+    _finish(axes, title="Accuracy", label="accuracy", has_data=has_data)
+    legend_below(axes)
 
 
-def _draw_pair(
-    axes: Axes, *, history: MetricHistory, title: str, left: tuple[str, str], right: tuple[str, str]
-) -> None:
-    versions, values = history.series(left[0])
-    axes.plot(versions, values, color="#4c72b0", alpha=0.25, linewidth=1)
-    axes.plot(versions, _smoothed(values), color="#4c72b0")
-    axes.yaxis.label.set_color("#4c72b0")
-    _finish(axes, title=title, label=left[1], has_data=bool(values))
-    right_versions, right_values = history.series(right[0])
-    if right_values:
-        _right_axis(axes, versions=right_versions, values=right_values, label=right[1])
+def _draw_values(axes: Axes, history: MetricHistory) -> None:
+    names = {f"belief/value_at_step_{step}": f"step {step}" for step in range(BELIEF_VALUE_STEPS)}
+    _draw_family(axes, history=history, names=names, title="Bayesian value of each step", label="value")
+
+
+def _draw_belief_time(axes: Axes, history: MetricHistory) -> None:
+    names = {f"belief/{phase}_share": phase for phase in BELIEF_PHASES}
+    _draw_family(axes, history=history, names=names, title="Time for beliefs", label="share of the update's time")
 
 
 def _draw_family(axes: Axes, *, history: MetricHistory, names: dict[str, str], title: str, label: str) -> None:
@@ -129,10 +128,10 @@ def _draw_family(axes: Axes, *, history: MetricHistory, names: dict[str, str], t
         axes.plot(versions, _smoothed(values), label=legend)
     _finish(axes, title=title, label=label, has_data=bool(drawn))
     if drawn:
-        axes.legend(fontsize=8, ncols=2)
+        legend_below(axes, num_columns=4)
 
 
-def _draw_phases(axes: Axes, *, history: MetricHistory) -> None:
+def _draw_phases(axes: Axes, history: MetricHistory) -> None:
     lines = [line for line in history.lines if line.policy_version > 0]
     versions = [line.policy_version for line in lines]
     stacks = [[line.values.get(f"time/{phase}_seconds", 0.0) for line in lines] for phase in PHASES]
@@ -141,23 +140,15 @@ def _draw_phases(axes: Axes, *, history: MetricHistory) -> None:
         # One long evaluation would flatten all other updates.
         usual = sorted(sum(values) for values in zip(*stacks, strict=True))[int(0.9 * (len(lines) - 1))]
         axes.set_ylim(0, max(usual * 1.6, 1e-9))
-        axes.legend(fontsize=8, loc="upper right", ncols=2)
+        legend_below(axes, num_columns=4)
     _finish(axes, title="Time by phase", label="seconds per update", has_data=bool(lines))
 
 
-def _right_axis(axes: Axes, *, versions: list[int], values: list[float], label: str) -> None:
-    right = axes.twinx()
-    right.plot(versions, values, color="#dd8452", alpha=0.25, linewidth=1)
-    right.plot(versions, _smoothed(values), color="#dd8452")
-    right.set_ylabel(label, color="#dd8452")
-
-
 def _finish(axes: Axes, *, title: str, label: str, has_data: bool) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel("updates (policy version)")
-    axes.set_ylabel(label)
-    axes.grid(alpha=0.25)
+    finish_updates_axes(axes, title=title, label=label)
     if not has_data:
+        axes.set_xticks([])
+        axes.set_yticks([])
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#8c8c8c")
 
 

@@ -37,11 +37,16 @@ class Display:
         *,
         num_updates: int,
         run_folder: Path,
+        seconds_left: float | None = None,
         stream: TextIO | None = None,
         seconds_between_lines: float = 5.0,
     ) -> None:
-        """Live when `stream` (stdout by default) is a terminal; else a line at most every `seconds_between_lines`."""
+        """Live when `stream` (stdout by default) is a terminal; else a line at most every `seconds_between_lines`.
+
+        `seconds_left`: when run.max_seconds will end the run, from now; None: never.
+        """
         self._num_updates = num_updates
+        self._seconds_left = seconds_left
         self._run_folder = run_folder
         self._stream = sys.stdout if stream is None else stream
         self._seconds_between_lines = seconds_between_lines
@@ -52,6 +57,7 @@ class Display:
         self._first_update: tuple[int, float] | None = None  # version and time; the ETA is measured from here
         self._shown: dict[str, str] = {}
         self._last_line = float("-inf")
+        self._has_unshown_update = False
         self._live: Live | None = None
         self._is_silent = self._stream.closed
         if not self._is_silent and self._stream.isatty():
@@ -70,11 +76,14 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._guard_live(self._live.stop)
+        self._show_last_update()
 
     def enter_phase(self, name: str) -> None:
         """The run does something else from now on."""
         self._phase = name
         self._phase_start = time.monotonic()
+        if name == "shutdown":
+            self._show_last_update()
         if self._live is None and name not in PHASES_OF_AN_UPDATE:
             self._write_line(f"[{_duration(self._elapsed())}] {name}")
 
@@ -86,12 +95,12 @@ class Display:
         for name, label, form in SHOWN_METRICS:
             if name in metrics:
                 self._shown[label] = form.format(metrics[name])
+        self._has_unshown_update = self._live is None
         is_due = time.monotonic() - self._last_line >= self._seconds_between_lines
         if self._live is not None:
             self._guard_live(self._live.refresh)
         elif is_due or policy_version == self._num_updates or "eval/accuracy_sampled" in metrics:
-            self._last_line = time.monotonic()
-            self._write_line(f"[{_duration(self._elapsed())}] {self._status()}")
+            self._show_last_update()
 
     def warn(self, message: str) -> None:
         """A line of its own, above the live display."""
@@ -101,12 +110,24 @@ class Display:
             self._guard_live(lambda: self._live.console.print(Text(message, style="bold red")) if self._live else None)
 
     def eta_seconds(self) -> float | None:
-        """Expected time until the last update at the pace of this session; None before there is a pace."""
+        """Expected time until the last update at the pace of this session, at most until run.max_seconds.
+
+        None before there is a pace.
+        """
         if self._first_update is None or self._policy_version == self._first_update[0]:
             return None
         first_version, first_time = self._first_update
         seconds_per_update = (time.monotonic() - first_time) / (self._policy_version - first_version)
-        return seconds_per_update * max(self._num_updates - self._policy_version, 0)
+        expected = seconds_per_update * max(self._num_updates - self._policy_version, 0)
+        if self._seconds_left is None:
+            return expected
+        return min(expected, max(self._seconds_left - self._elapsed(), 0.0))
+
+    def _show_last_update(self) -> None:
+        if self._has_unshown_update:
+            self._has_unshown_update = False
+            self._last_line = time.monotonic()
+            self._write_line(f"[{_duration(self._elapsed())}] {self._status()}")
 
     def _status(self) -> str:
         shown = [f"{label} {value}" for label, value in self._shown.items()]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from system.metrics import MetricDefinition, Reduction
 
+START_PHASE = "start"  # from the command to the first weight sync
 PHASES = ("rollout", "score", "batch", "train", "weight_sync", "evaluate", "checkpoint")
 
 
@@ -155,7 +156,7 @@ RUNTIME_METRICS = (
     ),
     *(
         MetricDefinition(name=f"time/{phase}_seconds", description=f"Time in phase {phase}.", reduction="sum")
-        for phase in PHASES
+        for phase in (START_PHASE, *PHASES)
     ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
     *_defined(

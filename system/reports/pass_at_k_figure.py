@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from system.reports.axes import legend_below
 from system.reports.metric_history import HistoryLine, MetricHistory
 
 
@@ -47,6 +48,7 @@ def finish_tokens_axes(axes: Axes, *, title: str) -> None:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("tokens of k completions")
     axes.set_ylabel("pass@k on held-out problems")
+    axes.set_ylim(0, min(1.0, max(axes.dataLim.ymax * 1.1, 0.05)))
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8)
+    legend_below(axes)

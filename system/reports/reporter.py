@@ -11,9 +11,10 @@ from pathlib import Path
 from system.data.samples import ScoredSamples
 from system.metrics import MetricSet, MetricTable
 from system.records import Prompt, Sampling, ScoredGroup
-from system.reports.belief_figures import draw_posteriors, posterior_panels
+from system.reports.belief_figures import PosteriorPanel, draw_posteriors, posterior_panels
 from system.reports.display import Display
 from system.reports.metric_history import read_history
+from system.reports.metrics import START_PHASE
 from system.reports.pass_at_k_figure import draw_pass_at_k
 from system.reports.recorder import Recorder
 from system.reports.tracker import Tracker, sample_completions
@@ -32,21 +33,30 @@ class Reporter:
         recorder: Recorder,
         display: Display,
         completions_per_table: int,
+        session_start: float,
     ) -> None:
+        """`session_start`: time.perf_counter() when the command began."""
         self._run_folder = run_folder
         self._status_path = run_folder / "status.json"
         self._policy_version = 0
+        self._phase = ""
         self._table = table
         self._tracker = tracker
         self._recorder = recorder
         self._display = display
         self._completions_per_table = completions_per_table
+        self._session_start = session_start
+        self._start_seconds: float | None = None  # of this session, until a line has them
+        self._undrawn_beliefs: tuple[int, list[PosteriorPanel]] | None = None
 
     def new_metrics(self) -> MetricSet:
         return MetricSet(self._table)
 
     def enter_phase(self, name: str) -> None:
         """The run does something else from now on."""
+        if self._phase == START_PHASE and name != START_PHASE:
+            self._start_seconds = time.perf_counter() - self._session_start
+        self._phase = name
         self._display.enter_phase(name)
         status = {"phase": name, "policy_version": self._policy_version, "since": time.time()}
         # renamed, so that a reader never sees half of it; not synced to disk, because it is worthless after a crash
@@ -56,6 +66,9 @@ class Reporter:
 
     def log_update(self, policy_version: int, *, metrics: MetricSet, groups: Sequence[ScoredGroup]) -> None:
         """One line of metrics.jsonl and one W&B call."""
+        if self._start_seconds is not None:
+            metrics.add(f"time/{START_PHASE}_seconds", self._start_seconds)
+            self._start_seconds = None
         values = metrics.reduce()
         self._policy_version = policy_version
         self._tracker.log(values, policy_version=policy_version)
@@ -64,11 +77,19 @@ class Reporter:
         self._recorder.record_groups(groups, policy_version=policy_version)
         self._display.update(policy_version, metrics=values)
 
-    def show_beliefs(self, scored: Sequence[ScoredSamples], *, policy_version: int) -> None:
-        """Heat maps of the posterior of a few completions, as beliefs/VERSION.png and in W&B."""
+    def show_beliefs(self, scored: Sequence[ScoredSamples], *, policy_version: int, is_due: bool) -> None:
+        """Heat maps of the posterior of a few completions, as beliefs/VERSION.png and in W&B; kept when not due."""
         panels = posterior_panels(scored, count=self._completions_per_table)
-        if not panels:
+        self._undrawn_beliefs = (policy_version, panels) if panels else None
+        if is_due:
+            self.draw_newest_beliefs()
+
+    def draw_newest_beliefs(self) -> None:
+        """The heat maps that were kept last, if they are not drawn yet; at the end of a run those of its last batch."""
+        if self._undrawn_beliefs is None:
             return
+        policy_version, panels = self._undrawn_beliefs
+        self._undrawn_beliefs = None
         folder = self._run_folder / "beliefs"
         folder.mkdir(exist_ok=True)
         path = folder / f"{policy_version:08d}.png"

@@ -9,7 +9,7 @@ from typing import Protocol
 from system.data.json_values import JsonValue
 from system.reports.curves import draw_curves
 from system.reports.metric_history import HistoryLine, MetricHistory, read_history
-from system.reports.metrics import BELIEF_PHASES, PHASES
+from system.reports.metrics import BELIEF_PHASES, PHASES, START_PHASE
 from system.reports.recorder import write_json_atomically, write_text_atomically
 from system.runtime.ledger import LedgerTotals
 
@@ -79,7 +79,7 @@ def summarise(history: MetricHistory, *, outcome: RunOutcome, ledger: LedgerTota
         "stopped_by": outcome.stopped_by,
         "seconds": seconds,
         "completion_tokens": outcome.completion_tokens,
-        "seconds_by_phase": {phase: history.total(f"time/{phase}_seconds") for phase in PHASES},
+        "seconds_by_phase": _seconds_by_phase(history, seconds=seconds),
         "belief_seconds_by_phase": {
             phase: history.total(f"belief/{phase}_seconds")
             for phase in BELIEF_PHASES
@@ -138,6 +138,12 @@ def render_page(summary: Summary, *, folder: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _seconds_by_phase(history: MetricHistory, *, seconds: float) -> dict[str, JsonValue]:
+    """Start-up (of all sessions), the phases of the updates, and what is left of the running time, as `other`."""
+    by_phase = {phase: history.total(f"time/{phase}_seconds") for phase in (START_PHASE, *PHASES)}
+    return {**by_phase, "other": max(seconds - sum(by_phase.values()), 0.0)}
 
 
 def _cost_lines(summary: Summary) -> list[str]:

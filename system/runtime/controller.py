@@ -271,8 +271,8 @@ class Controller:
             )
             add_group_metrics(self._metrics, scored, policy_version=self.outcome.policy_version)
             add_batch_metrics(self._metrics, batch, num_groups=len(groups))
-            if version == 0 or _is_due(self._config.evaluation.every_updates, version):
-                self._reporter.show_beliefs(scored, policy_version=version)
+            is_due = version == 0 or _is_due(self._config.evaluation.every_updates, version)
+            self._reporter.show_beliefs(scored, policy_version=version, is_due=is_due)
         with self._phase("train"):
             result = await parts.learner_group.train_step(batch)
         self._metrics.extend(result.metrics)

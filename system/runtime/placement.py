@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from system.config.resources import actor_needs, max_candidates, uses_beliefs
 from system.config.schema import Config
 from system.config.scorers import terms_on
 from system.errors import ConfigError
+from system.runtime.temporary_folder import use_short_temporary_folder
 
 ActorHandle = Any  # Ray's handles are proxies without a static type
 
@@ -31,6 +33,9 @@ def start_ray(config: Config) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not joins_cluster(config.cluster):
+        shorter = use_short_temporary_folder()
+        if shorter is not None:
+            print(f"TMPDIR is too long for the sockets of Ray: {shorter} is used instead.", file=sys.stderr)
         ray.init(
             address="local", include_dashboard=False, log_to_driver=False, logging_level="WARNING",
             num_cpus=os.cpu_count(),

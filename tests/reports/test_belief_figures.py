@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from system.algorithms.rewards import combine_rewards
@@ -18,10 +19,15 @@ from system.records import (
     ScoredGroup,
     TrajectoryGroup,
 )
-from system.reports.belief_figures import draw_posteriors, posterior_panels
+from system.reports.belief_figures import KEY, draw_posteriors, posterior_panels, posteriors_figure
 from system.reports.metric_history import HistoryLine, MetricHistory
 from system.reports.metrics import SYSTEM_METRICS
-from system.reports.pass_at_k_figure import draw_pass_at_k, pass_at_k_points
+from system.reports.pass_at_k_figure import (
+    draw_pass_at_k,
+    draw_tokens_curve,
+    finish_tokens_axes,
+    pass_at_k_points,
+)
 from system.reports.step_metrics import add_belief_shares, add_group_metrics
 from tests.trajectories import single_turn
 
@@ -71,6 +77,9 @@ def test_the_longest_completion_of_the_first_groups_is_drawn(tmp_path: Path) -> 
     assert panels[0].posterior.shape == (5, 2)
     draw_posteriors(panels, path=tmp_path / "beliefs.png", title="beliefs")
     assert imread(tmp_path / "beliefs.png").std() > 0.05
+    figure = posteriors_figure(panels, title="beliefs")
+    assert figure.get_suptitle() == f"beliefs\n{KEY}"
+    assert figure.axes[0].get_title() == "group 3, completion 2\n1+2:"
     with pytest.raises(ValueError, match="no completion"):
         draw_posteriors([], path=tmp_path / "none.png", title="")
 
@@ -96,6 +105,13 @@ def test_pass_at_k_is_drawn_against_the_tokens_of_k_completions(tmp_path: Path) 
     assert not path.exists()
     assert draw_pass_at_k(MetricHistory(lines=(full, single)), path=path, title="run")
     assert path.exists()
+
+
+def test_pass_at_k_of_a_policy_that_solves_nothing_stays_above_zero() -> None:
+    axes = Figure().subplots()
+    draw_tokens_curve(axes, points=[(30.0, 0.0), (60.0, 0.0)], label="before")
+    finish_tokens_axes(axes, title="pass@k")
+    assert axes.get_ylim() == (0.0, 0.05)
 
 
 def test_belief_metrics_of_an_update() -> None:

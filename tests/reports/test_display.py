@@ -49,13 +49,39 @@ def test_evaluation_always_gets_a_line_and_stays_on_show() -> None:
     assert [line.count("held-out 0.325") for line in stream.getvalue().splitlines()] == [0, 1, 1]
 
 
-def test_eta_follows_the_pace_of_this_sitting() -> None:
+def test_eta_follows_the_pace_of_this_session() -> None:
     progress = Display(num_updates=110, run_folder=Path("runs/x"), stream=io.StringIO())
     progress.update(100, metrics={})
     assert progress.eta_seconds() is None
     time.sleep(0.05)
     progress.update(105, metrics={})
     assert progress.eta_seconds() == pytest.approx(0.05, rel=0.8)
+
+
+def test_eta_is_never_later_than_the_end_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    display = Display(num_updates=100, run_folder=Path("runs/x"), stream=io.StringIO(), seconds_left=640.0)
+    now[0] += 100
+    display.update(1, metrics={})
+    now[0] += 30
+    display.update(2, metrics={})
+    assert display.eta_seconds() == 510.0  # not 98 updates of 30 s
+    now[0] += 600
+    assert display.eta_seconds() == 0.0
+
+
+def test_the_last_update_of_a_run_that_time_ends_has_a_line() -> None:
+    stream = io.StringIO()
+    with Display(num_updates=100, run_folder=Path("runs/x"), stream=stream, seconds_between_lines=60) as display:
+        for version in range(1, 22):
+            display.enter_phase("train")
+            display.update(version, metrics=METRICS)
+        display.enter_phase("shutdown")
+    lines = [re.sub(r"\d+:\d\d", "T", line) for line in stream.getvalue().splitlines()]
+    assert lines[-2].startswith("[T] update 21/100, reward 0.250")
+    assert lines[-1] == "[T] shutdown"
+    assert sum("update 21/100" in line for line in lines) == 1
 
 
 def test_terminal_shows_the_live_display() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from system.metrics import MetricTable
-from system.reports.curves import draw_curves
+from system.reports.curves import curves_figure, draw_curves
 from system.reports.guards import GUARD_METRICS
 from system.reports.metric_history import read_history
 from system.reports.metrics import SYSTEM_METRICS
@@ -77,7 +77,8 @@ def write_metrics(folder: Path, *, num_updates: int, evaluations: dict[int, dict
                 {
                     "policy_version": version,
                     "metrics": values,
-                    "timing": {"time/rollout_seconds": 1.5, "time/train_seconds": 0.5},
+                    "timing": {"time/rollout_seconds": 1.5, "time/train_seconds": 0.5}
+                    | ({"time/start_seconds": 150.0} if version == 0 else {}),
                 }
             )
 
@@ -97,6 +98,9 @@ def test_summary_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
     assert summary["seconds"] == 600.0
     assert summary["canary_max_abs_diff"] == 2.5e-6
     assert summary["seconds_by_phase"]["rollout"] == pytest.approx(11 * 1.5)
+    assert summary["seconds_by_phase"]["start"] == pytest.approx(150.0)
+    assert sum(summary["seconds_by_phase"].values()) == pytest.approx(600.0)
+    assert "| start | 150.0 | 25% |" in page
     assert summary["staleness_max"] == 2.0
     assert summary["invalid_rewards_by_reason"] == {"timeout": 20.0}
     assert summary["alarms"] == {"length_collapse": 7}
@@ -128,6 +132,25 @@ def test_last_evaluation_of_a_stopped_run_is_not_taken_for_its_end(tmp_path: Pat
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["accuracy_before"] == 0.25
     assert summary["accuracy_after"] is None
+
+
+@pytest.mark.parametrize("num_updates", [0, 2, 30])
+def test_axes_of_the_curves_have_whole_updates_their_own_place_and_nothing_over_the_data(
+    tmp_path: Path, num_updates: int
+) -> None:
+    write_metrics(tmp_path, num_updates=num_updates, evaluations={0: evaluation(sampled=0.25)})
+    figure = curves_figure(read_history(tmp_path / "metrics.jsonl"), title="curves")
+    figure.canvas.draw()
+    places = [axes.get_position().bounds for axes in figure.axes]
+    assert len(set(places)) == len(places), "two axes in one place"
+    for axes in figure.axes:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+        legend = axes.get_legend()
+        if legend is not None:
+            assert legend.get_window_extent().y1 <= axes.get_window_extent().y0
+    lowest = {axes.get_title(): axes.get_ylim()[0] for axes in figure.axes}
+    assert lowest["Accuracy"] >= 0
+    assert lowest["Length of completions"] >= 0 or num_updates == 0
 
 
 @pytest.mark.parametrize("num_updates", [0, 1])
