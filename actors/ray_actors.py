@@ -17,15 +17,12 @@ from system.interfaces import Scorer
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
-    FloatArray,
     Prompt,
-    ReceiverStatus,
     Sampling,
     ScoredGroup,
     TrajectoryGroup,
-    WeightGroupSpec,
-    WeightsManifest,
 )
+from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
 
 
 class RolloutActor:
@@ -54,11 +51,11 @@ class RolloutActor:
     async def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
         await self._worker.join_weight_group(spec, first_rank=first_rank)
 
-    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
-        return await self._worker.receive_weights(manifest)
+    async def receive_broadcast(self, manifest: WeightsManifest) -> ReceiverStatus:
+        return await self._worker.receive_broadcast(manifest)
 
-    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
-        return await self._worker.canary_logprobs(token_ids)
+    async def load_weights(self, manifest: WeightsManifest, timeout_seconds: float) -> ReceiverStatus:
+        return await self._worker.load_weights(manifest, timeout_seconds)
 
     async def shutdown(self) -> None:
         await self._worker.shutdown()
@@ -89,7 +86,7 @@ class ScoringActor:
         self._belief_config = belief
 
     def start(self) -> int:
-        """Load the model; returns how many weight-group ranks it takes."""
+        """Load the model; it takes no rank of a weight group."""
         from actors.scoring.belief import BeliefScorer
         from actors.scoring.model import ScoringModel
         from actors.scoring.self_certainty import SelfCertaintyScorer
@@ -113,7 +110,7 @@ class ScoringActor:
             self._belief = BeliefScorer(
                 self._model, task=make_task(self._task_config), reduction=self._belief_config.answer_reduction
             )
-        return self._model.num_ranks
+        return 0
 
     def score(self, group: TrajectoryGroup, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
         """Terms of the scorers for each completion, none without scorers, and the traces of its beliefs."""
@@ -130,29 +127,11 @@ class ScoringActor:
     def take_logprob_difference(self) -> float | None:
         return None if self._self_certainty is None else self._self_certainty.take_logprob_difference()
 
-    def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
-        self._model.join_weight_group(spec, first_rank=first_rank)
-
-    def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
-        return self._model.receive_weights(manifest)
-
-    def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
-        return self._model.canary_logprobs(token_ids)
-
-    def export_state(self) -> bytes:
-        return self._model.export_state()
-
-    def import_state(self, state: bytes) -> None:
-        self._model.import_state(state)
-
-    def save_state(self, directory: str) -> None:
-        self._model.save_state(directory)
-
-    def load_state(self, directory: str) -> None:
-        self._model.load_state(directory)
+    def load_weights(self, manifest: WeightsManifest, timeout_seconds: float) -> ReceiverStatus:
+        return self._model.load_weights(manifest, timeout_seconds)
 
     def shutdown(self) -> None:
-        self._model.close()
+        """There is nothing to close."""
 
 
 class RewardActor:

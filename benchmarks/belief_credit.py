@@ -102,7 +102,6 @@ def with_beliefs(config: Config, *, paths: Sequence[Path], max_groups: int) -> l
                     return groups
     finally:
         worker.close()
-        model.close()
     return groups
 
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +22,7 @@ from system.errors import CheckpointError
 from system.numerics.policy_model import PolicyModel
 
 _CHECKPOINT_TAG = "engine"
-# ZeRO-3 parameters are gathered this many bytes at a time.
-_GATHER_BYTES = 256 << 20
+_MODEL_PREFIX = "causal_lm."  # of PolicyModel, before the HF names
 
 
 class DeepSpeedEngine:
@@ -52,6 +51,11 @@ class DeepSpeedEngine:
     @property
     def device(self) -> torch.device:
         return torch.device(self._engine.device)
+
+    @property
+    def architecture(self) -> str:
+        """Class of the model in transformers, for messages."""
+        return type(self._engine.module.causal_lm).__name__
 
     @property
     def module(self) -> nn.Module:
@@ -90,21 +94,34 @@ class DeepSpeedEngine:
         torch.distributed.all_gather(rows, row)
         return torch.stack(rows)
 
-    def gather_full_weights(self) -> dict[str, Tensor]:
-        """Contiguous full parameters under their HF names on rank 0; an empty dict elsewhere.
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """By HF name, in the model's order; a tied LM head appears once, as the embedding. Shards under ZeRO-3."""
+        return {
+            name.removeprefix(_MODEL_PREFIX): parameter for name, parameter in self._engine.module.named_parameters()
+        }
 
-        ZeRO 0-2: rank 0's own parameters, without a copy; they change with the next step. ZeRO-3: copies,
-        gathered bucket by bucket. A tied LM head appears once, as the embedding.
-        """
-        prefix = "causal_lm."
-        named = [(name.removeprefix(prefix), parameter) for name, parameter in self._engine.module.named_parameters()]
-        weights: dict[str, Tensor] = {}
+    @contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """While it lasts, every rank sees `parameters` in full."""
         if self._config.zero_stage < 3:
-            return {name: parameter.detach().contiguous() for name, parameter in named} if self._rank == 0 else weights
-        for bucket in _buckets(named):
-            with self._deepspeed.zero.GatheredParameters([parameter for _, parameter in bucket]):
+            yield
+            return
+        with self._deepspeed.zero.GatheredParameters(list(parameters)):
+            yield
+
+    def gather_full_weights(self) -> dict[str, Tensor]:
+        """Contiguous full parameters under their HF names on rank 0; an empty dict elsewhere. For an export.
+
+        ZeRO 0-2: rank 0's own parameters, without a copy; they change with the next step. ZeRO-3: copies in host
+        memory, gathered one at a time.
+        """
+        weights: dict[str, Tensor] = {}
+        is_sharded = self._config.zero_stage == 3
+        for name, parameter in self.parameters().items():
+            with self.gathered([parameter]):
                 if self._rank == 0:
-                    weights.update((name, parameter.detach().clone()) for name, parameter in bucket)
+                    full = parameter.detach()
+                    weights[name] = full.to("cpu", copy=True) if is_sharded else full.contiguous()
         return weights
 
     def save(self, directory: str) -> list[Path]:
@@ -200,17 +217,3 @@ def _only_data_is_unpickled() -> Iterator[None]:
             yield
     finally:
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-
-
-def _buckets(named: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    bucket: list[tuple[str, nn.Parameter]] = []
-    num_bytes = 0
-    for name, parameter in named:
-        size = int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
-        if bucket and num_bytes + size > _GATHER_BYTES:
-            yield bucket
-            bucket, num_bytes = [], 0
-        bucket.append((name, parameter))
-        num_bytes += size
-    if bucket:
-        yield bucket

@@ -1,6 +1,6 @@
 """One learner rank: takes packed micro-batches, makes one optimizer step, hands out weights.
 
-Plain class; `ray_actors.py` wraps it. It knows no algorithm beyond the loss: advantages arrive ready.
+Plain class; worker.py adds what publishes its weights. It knows no algorithm beyond the loss: advantages arrive ready.
 
 | call                                                        | who calls it                        |
 |-------------------------------------------------------------|-------------------------------------|

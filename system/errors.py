@@ -60,8 +60,12 @@ class WeightSyncError(CredenceError):
     """A receiver holds other weights than the learner published; names the receiver."""
 
 
+class SnapshotLostError(CredenceError):
+    """A published version of the weights died with the learner that held it; no fault of the receiver."""
+
+
 class EngineFailedError(CredenceError):
-    """The engine of a rollout worker is dead for good, or a weight update broke off in it; replace the worker."""
+    """The engine of a rollout worker is dead for good; replace the worker."""
 
 
 class LearnerDiedError(CredenceError):

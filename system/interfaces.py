@@ -1,6 +1,6 @@
-"""Contracts between the layers: tasks, scorers, weight sources and sinks. No implementation lives here."""
+"""Contracts between the layers: tasks and scorers. No implementation lives here."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -8,13 +8,9 @@ import numpy as np
 from system.records import (
     AnswerContinuation,
     BoolArray,
-    FloatArray,
     Problem,
-    ReceiverStatus,
     RewardTerm,
     TrajectoryGroup,
-    WeightGroupSpec,
-    WeightsManifest,
 )
 
 Split = Literal["train", "validation", "test"]
@@ -79,30 +75,3 @@ class Scorer(Protocol):
     def score(self, group: TrajectoryGroup) -> tuple[RewardTerm, ...]: ...
 
     def close(self) -> None: ...
-
-
-class WeightSource(Protocol):
-    """The learner's side. `gather_weights` is collective over all ranks; the rest runs on rank 0."""
-
-    def gather_weights(self) -> WeightsManifest: ...
-
-    def open_weight_group(self, spec: WeightGroupSpec) -> None: ...
-
-    def send_weights(self, manifest: WeightsManifest) -> None: ...
-
-    def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray: ...
-
-
-class WeightSink(Protocol):
-    """A receiver: rollout engine or scoring replica. One sink may hold several group ranks (tensor parallel).
-
-    A rollout worker answers by coroutines, a scoring replica at once; through Ray both look the same.
-    """
-
-    num_ranks: int
-
-    def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> Awaitable[None] | None: ...
-
-    def receive_weights(self, manifest: WeightsManifest) -> Awaitable[ReceiverStatus] | ReceiverStatus: ...
-
-    def canary_logprobs(self, token_ids: Sequence[int]) -> Awaitable[FloatArray] | FloatArray: ...

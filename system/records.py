@@ -231,38 +231,3 @@ class Metric:
 class StepResult:
     policy_version: int  # after the step
     metrics: tuple[Metric, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsManifest:
-    """What a broadcast carries, in sending order. `digest` is over the bytes of all tensors in that order."""
-
-    policy_version: int
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...]  # torch names without the prefix: "float32"
-    num_bytes: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightGroupSpec:
-    """Where sender (rank 0) and receivers (ranks 1 .. world_size-1) meet for broadcasts."""
-
-    group_name: str  # unique for each membership
-    host: str
-    port: int
-    world_size: int
-    backend: Literal["gloo", "nccl"]
-    timeout_seconds: float
-    bucket_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceiverStatus:
-    """What a receiver says it holds after a sync."""
-
-    receiver: str
-    policy_version: int
-    digest: str  # recomputed from the bytes that arrived
-    seconds: float

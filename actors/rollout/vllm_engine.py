@@ -3,23 +3,25 @@
 Used by actors/rollout/worker.py, which sees no vLLM types. vLLM is imported when an engine starts,
 after the environment that it reads at import time is set.
 
-An engine either works or has failed for good: when its processes die, or a weight update breaks off
-half way, every call that is pending and every later one raises EngineFailedError, so that the
-owner can be replaced.
+An engine works, is paused between two weights, or has failed for good. Paused: a broadcast broke off half way; it
+generates again once a whole snapshot has been loaded. Failed: its processes died, or a load failed; every call
+that is pending and every later one raises EngineFailedError, so that the owner can be replaced.
 """
 
 import asyncio
 import gc
 import multiprocessing
 import os
+import time
 from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from system.errors import CredenceError, DeadlineError, EngineFailedError, WeightSyncError
-from system.records import Sampling, WeightGroupSpec, WeightsManifest
+from system.records import Sampling
 from system.rollouts.rollouter import SampledTokens
+from system.weights.manifest import WeightGroupSpec, WeightsManifest, to_plain
 
 if TYPE_CHECKING:
     from vllm import AsyncEngineArgs, CompletionOutput, RequestOutput, SamplingParams
@@ -197,31 +199,43 @@ class VLLMEngine:
             seconds=spec.timeout_seconds + _CONTROL_SECONDS,
         )
 
-    async def receive_weights(self, manifest: WeightsManifest, *, timeout_seconds: float) -> str:
-        """Pause, receive, load, resume; return the digest of the bytes that arrived.
+    async def receive_broadcast(self, manifest: WeightsManifest, *, timeout_seconds: float) -> float:
+        """Pause, take part in one broadcast, load, resume; returns the seconds of the pause.
 
         Requests in flight are kept: their keys and values are dropped and computed again under the
         new weights, so that every later token is drawn from the new policy alone. The prefix cache
-        is dropped as well. If anything goes wrong half way the engine has failed for good.
+        is dropped as well. After a WeightSyncError the engine stays paused until `load_staged` has repaired it.
         """
+        return await self._update(manifest, staged_at=None, timeout_seconds=timeout_seconds)
+
+    async def load_staged(self, manifest: WeightsManifest, *, path: str, timeout_seconds: float) -> float:
+        """As `receive_broadcast`, from the file where the snapshot was staged; nothing is waited for but the load."""
+        try:
+            return await self._update(manifest, staged_at=path, timeout_seconds=timeout_seconds)
+        except WeightSyncError as error:
+            self._fail(f"a weight update broke off: {error}")
+            raise
+
+    async def _update(self, manifest: WeightsManifest, *, staged_at: str | None, timeout_seconds: float) -> float:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         what = f"receive weights of policy version {manifest.policy_version}"
         seconds = timeout_seconds + _CONTROL_SECONDS
+        start = time.monotonic()
+        request = WeightTransferUpdateRequest(update_info={"manifest": to_plain(manifest), "staged_at": staged_at})
         try:
             await self._control(self._llm.pause_generation(mode="keep", clear_cache=True), what=what, seconds=seconds)
             await self._control(self._llm.start_weight_update(), what=what, seconds=seconds)
-            request = WeightTransferUpdateRequest(update_info=asdict(manifest))
             await self._control(self._llm.update_weights(request), what=what, seconds=seconds)
             finish = self._llm.finish_weight_update(weight_version=str(manifest.policy_version))
             await self._control(finish, what=what, seconds=seconds)
             received = await self._control(self._llm.collective_rpc("received_weights"), what=what, seconds=seconds)
-            digest = _common_digest(received, policy_version=manifest.policy_version)
+            _check_received(received, manifest)
             await self._control(self._llm.resume_generation(), what=what, seconds=seconds)
-        except (CredenceError, asyncio.CancelledError) as error:
+        except (DeadlineError, asyncio.CancelledError) as error:
             self._fail(f"a weight update broke off: {error}")
             raise
-        return digest
+        return time.monotonic() - start
 
     async def set_policy_version(self, policy_version: int) -> None:
         """Label the tokens that follow with a policy version without changing the weights."""
@@ -326,13 +340,8 @@ async def _without_vllm_errors(task: "asyncio.Future[Result]") -> Result:
         raise EngineFailedError(f"the rollout engine failed: {error!r}") from error
 
 
-def _common_digest(received: list[tuple[int, str] | None], *, policy_version: int) -> str:
-    """The digest that all worker processes of the engine agree on."""
-    distinct = {(answer[0], answer[1]) if answer is not None else None for answer in received}
-    if len(distinct) != 1 or None in distinct:
-        raise WeightSyncError(f"the engine's processes hold different weights: {sorted(map(str, distinct))}")
-    answer = distinct.pop()
-    assert answer is not None
-    if answer[0] != policy_version:
-        raise WeightSyncError(f"the engine holds policy version {answer[0]}, expected {policy_version}")
-    return answer[1]
+def _check_received(received: list[tuple[int, str] | None], manifest: WeightsManifest) -> None:
+    """Raises WeightSyncError unless every worker process of the engine holds the snapshot."""
+    wanted = (manifest.policy_version, manifest.digest)
+    if any(answer is None or tuple(answer) != wanted for answer in received):
+        raise WeightSyncError(f"the engine's processes hold {sorted(map(str, received))}, expected {wanted}")

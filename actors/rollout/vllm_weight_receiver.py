@@ -1,8 +1,9 @@
 """The receiving end inside vLLM's worker processes: a weight-transfer engine of our own.
 
 vLLM imports this module in each worker process because `worker_extension_cls` names
-`WeightReceiverExtension`; importing it registers the engine. Each worker process is one rank of
-the weight group: `first_rank` + its rank in the engine (tensor parallel). The module also sees
+`WeightReceiverExtension`; importing it registers the engine. A snapshot comes from a file in shared memory,
+where the actor has staged it, or by broadcast: each worker process is then one rank of the weight
+group, `first_rank` + its rank in the engine (tensor parallel). The module also sees
 to the end of these processes: they end when their owner is gone, however it died, and without delay.
 """
 
@@ -11,7 +12,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from vllm.config import VllmConfig
@@ -24,10 +25,13 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from system.errors import WeightSyncError
-from system.records import WeightGroupSpec, WeightsManifest
-from system.weights.broadcast import WeightGroup, receive_tensors
+from system.weights.broadcast import WeightGroup, receive_buckets, transfer_device
+from system.weights.digest import checked_buckets, named_tensors
+from system.weights.manifest import WeightGroupSpec, WeightsManifest, from_plain
+from system.weights.staging import staged_buckets
 
 BACKEND_NAME = "credence"
 OWNER_VARIABLE = "CREDENCE_ENGINE_OWNER_PID"  # set by actors/rollout/vllm_engine.py, read in the engine's processes
@@ -44,27 +48,23 @@ class GroupJoinInfo(WeightTransferInitInfo):
     world_size: int
     backend: Literal["gloo", "nccl"]
     timeout_seconds: float
-    bucket_bytes: int
+    secret: str
     first_rank: int
 
 
 @dataclass
-class ManifestInfo(WeightTransferUpdateInfo):
-    """WeightsManifest as plain values."""
+class SnapshotInfo(WeightTransferUpdateInfo):
+    """A WeightsManifest as plain values, and where its buckets are."""
 
-    policy_version: int
-    names: list[str]
-    shapes: list[list[int]]
-    dtypes: list[str]
-    num_bytes: int
-    digest: str
+    manifest: dict[str, Any]
+    staged_at: str | None  # None: they come by broadcast
 
 
-class BroadcastWeightTransferEngine(WeightTransferEngine[GroupJoinInfo, ManifestInfo]):
-    """Receives a broadcast from learner rank 0 and loads it layer by layer into the running model."""
+class SnapshotTransferEngine(WeightTransferEngine[GroupJoinInfo, SnapshotInfo]):
+    """Loads a snapshot layer by layer into the running model."""
 
     init_info_cls = GroupJoinInfo
-    update_info_cls = ManifestInfo
+    update_info_cls = SnapshotInfo
 
     def __init__(
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
@@ -83,26 +83,40 @@ class BroadcastWeightTransferEngine(WeightTransferEngine[GroupJoinInfo, Manifest
             world_size=init_info.world_size,
             backend=init_info.backend,
             timeout_seconds=init_info.timeout_seconds,
-            bucket_bytes=init_info.bucket_bytes,
+            secret=init_info.secret,
         )
         self._group = WeightGroup(spec, rank=init_info.first_rank + self.parallel_config.rank)
 
     def start_weight_update(self) -> None:
+        # layers that an update which broke off has left half loaded would count the old half as part of the new one
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            if info.can_load():
+                info.load_numel = 0
+                info.loaded_weights = []
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: ManifestInfo) -> None:
+    def receive_weights(self, update_info: SnapshotInfo) -> None:
+        manifest = from_plain(update_info.manifest)
+        self.received = None
+        if update_info.staged_at is not None:  # the actor has checked what lies there
+            buffers = staged_buckets(update_info.staged_at, manifest.buckets)
+            for buffer, bucket in zip(buffers, manifest.buckets, strict=True):
+                self.model.load_weights(named_tensors(buffer, bucket))
+        else:
+            self._load_broadcast(manifest)
+        self.received = (manifest.policy_version, manifest.digest)
+
+    def _load_broadcast(self, manifest: WeightsManifest) -> None:
         if self._group is None:
             raise WeightSyncError("this engine has not joined a weight group")
-        manifest = WeightsManifest(
-            policy_version=update_info.policy_version,
-            names=tuple(update_info.names),
-            shapes=tuple(tuple(shape) for shape in update_info.shapes),
-            dtypes=tuple(update_info.dtypes),
-            num_bytes=update_info.num_bytes,
-            digest=update_info.digest,
-        )
-        digest = receive_tensors(self._group, manifest=manifest, device=self.device, load=self.model.load_weights)
-        self.received = (manifest.policy_version, digest)
+        device = transfer_device(self._group.spec, device=self.device)
+        try:
+            for tensors in checked_buckets(receive_buckets(self._group, manifest, device=device), manifest):
+                self.model.load_weights(tensors)
+        except BaseException:
+            self.shutdown()  # its peers notice at once
+            raise
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -134,14 +148,14 @@ def _end_with_owner(owner_pid: int) -> None:
         time.sleep(_OWNER_CHECK_SECONDS)
 
 
-WeightTransferEngineFactory.register_engine(BACKEND_NAME, BroadcastWeightTransferEngine)
+WeightTransferEngineFactory.register_engine(BACKEND_NAME, SnapshotTransferEngine)
 
 
 class WeightReceiverExtension:
     """Mixed into vLLM's worker class; its methods are reached by `collective_rpc`."""
 
     if TYPE_CHECKING:
-        weight_transfer_engine: BroadcastWeightTransferEngine
+        weight_transfer_engine: SnapshotTransferEngine
 
     def received_weights(self) -> tuple[int, str] | None:
         """(policy version, digest of the bytes that arrived), or None before the first update."""

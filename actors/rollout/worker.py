@@ -3,8 +3,10 @@
 A plain class that hosts a VLLMEngine and the rollouter that asks it; actors/ray_actors.py wraps it.
 """
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -14,20 +16,21 @@ from system.errors import EngineFailedError
 from system.records import (
     FloatArray,
     Prompt,
-    ReceiverStatus,
     Sampling,
     TrajectoryGroup,
-    WeightGroupSpec,
-    WeightsManifest,
 )
 from system.rollouts.rollouter import Rollouter
 from system.rollouts.single_turn import SingleTurnRollouter
+from system.weights import store
+from system.weights.canary import canary_difference
+from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
+from system.weights.staging import staged
 
 NO_POLICY_VERSION = -1  # weights as they were on disk; nothing received yet
 
 
 class RolloutWorker:
-    """Generates groups of trajectories and is a WeightSink with one rank for each engine process."""
+    """Generates groups of trajectories and receives weights, with one group rank for each engine process."""
 
     def __init__(
         self,
@@ -38,7 +41,9 @@ class RolloutWorker:
         trust_remote_code: bool,
         run_seed: int,
         name: str = "rollout-0",
+        fetch: Callable[..., store.Buckets] = store.fetch,
     ) -> None:
+        """`fetch(references, seconds=)` gives the buckets of a snapshot."""
         self.name = name
         self.num_ranks = config.tensor_parallel_size
         self.num_in_flight = 0  # groups
@@ -47,6 +52,7 @@ class RolloutWorker:
         self._busy_since = 0.0
         self._policy_version = NO_POLICY_VERSION
         self._sync_timeout_seconds = 0.0
+        self._fetch = fetch
         self._max_prompt_tokens = config.max_prompt_tokens
         self._max_completion_tokens = config.max_completion_tokens
         self._engine: VLLMEngine | None = None
@@ -114,16 +120,44 @@ class RolloutWorker:
         await self._running_engine().join_weight_group(spec, first_rank=first_rank)
         self._sync_timeout_seconds = spec.timeout_seconds
 
-    async def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
-        """Take part in one broadcast; groups in flight go on under the new weights."""
+    async def receive_broadcast(self, manifest: WeightsManifest) -> ReceiverStatus:
+        """Take part in one broadcast; groups in flight go on under the new weights.
+
+        Raises WeightSyncError when it broke off: the engine then waits for `load_weights`.
+        """
         start = time.monotonic()
-        digest = await self._running_engine().receive_weights(manifest, timeout_seconds=self._sync_timeout_seconds)
+        pause_seconds = await self._running_engine().receive_broadcast(
+            manifest, timeout_seconds=self._sync_timeout_seconds
+        )
+        return await self._status(manifest, start=start, pause_seconds=pause_seconds)
+
+    async def load_weights(self, manifest: WeightsManifest, timeout_seconds: float) -> ReceiverStatus:
+        """Load a snapshot from the store, alone; generation goes on until it has been fetched and checked.
+
+        Raises SnapshotLostError when it died with the learner, WeightSyncError, EngineFailedError.
+        """
+        start = time.monotonic()
+        engine = self._running_engine()
+        with ExitStack() as stack:
+            buckets = self._fetch(manifest.references, seconds=timeout_seconds)
+            path = await asyncio.to_thread(stack.enter_context, staged(buckets, manifest))
+            pause_seconds = await engine.load_staged(manifest, path=path, timeout_seconds=timeout_seconds)
+        return await self._status(manifest, start=start, pause_seconds=pause_seconds)
+
+    async def _status(self, manifest: WeightsManifest, *, start: float, pause_seconds: float) -> ReceiverStatus:
         self._policy_version = manifest.policy_version
+        difference = None
+        if manifest.canary_logprobs is not None:
+            logprobs = await self.canary_logprobs(manifest.canary_token_ids)
+            difference = canary_difference(manifest.canary_logprobs, logprobs)
         return ReceiverStatus(
             receiver=self.name,
             policy_version=manifest.policy_version,
-            digest=digest,
+            digest=manifest.digest,
+            dtype=self._settings.dtype,
+            canary_max_abs_diff=difference,
             seconds=time.monotonic() - start,
+            pause_seconds=pause_seconds,
         )
 
     async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:

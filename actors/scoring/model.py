@@ -1,6 +1,6 @@
-"""A replica of the policy for forward passes over the whole vocabulary: a weight receiver like a rollout engine.
+"""A replica of the policy for forward passes over the whole vocabulary: it loads snapshots like a rollout engine.
 
-    JOINING ──receive_weights──> holds v, canary compared ──score──> adopts what its mode scores with
+    JOINING ──load_weights──> holds v, canary compared ──score──> terms of version v
 
 Plain class; `ray_actors.py` hosts it together with the scorers that share it.
 """
@@ -8,27 +8,25 @@ Plain class; `ray_actors.py` hosts it together with the scorers that share it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer
 
-from actors.scoring.weights import AveragedWeights, LaggedWeights, NewestWeights, ScoringWeights
 from system.config.schema import ScorerConfig
-from system.errors import CheckpointError, WeightSyncError
+from system.errors import WeightSyncError
 from system.numerics.answer_trees import AnswerTree, PackedTrees, split_answers
 from system.numerics.logprobs import TokenStatistics, require_finite
 from system.numerics.packed_attention import PackedLayout
 from system.numerics.policy_model import load_policy_model, sequence_statistics
-from system.records import FloatArray, ReceiverStatus, Trajectory, TrajectoryGroup, WeightGroupSpec, WeightsManifest
-from system.weights.broadcast import WeightGroup, receive_tensors, torch_dtype
+from system.records import FloatArray, Trajectory, TrajectoryGroup
+from system.weights import store
+from system.weights.canary import canary_difference
+from system.weights.digest import checked_buckets, torch_dtype
+from system.weights.manifest import ReceiverStatus, WeightsManifest
 
-_STATE_FILE = "scoring_weights.safetensors"
 _PREFIX = "causal_lm."  # of PolicyModel, before the HF names
 
 
@@ -44,14 +42,21 @@ class TrajectoryStatistics:
 class ScoringModel:
     """Holds one copy of the policy; one call at a time.
 
-    `policy_version` is that of the weights that score: 0 for model.path as it is.
+    `policy_version` is that of the weights that score: 0 for model.path as it is. `is_average`: they are no policy's,
+    but the moving average at that version.
     """
 
-    num_ranks = 1
-
     def __init__(
-        self, *, name: str, config: ScorerConfig, model_path: str, revision: str | None, trust_remote_code: bool
+        self,
+        *,
+        name: str,
+        config: ScorerConfig,
+        model_path: str,
+        revision: str | None,
+        trust_remote_code: bool,
+        fetch: Callable[..., store.Buckets] = store.fetch,
     ) -> None:
+        """`fetch(references, seconds=)` gives the buckets of a snapshot."""
         self._name = name
         self._config = config
         self._device = torch.device(config.device)
@@ -67,41 +72,48 @@ class ScoringModel:
             num_real_tokens=len(self.tokenizer) if config.mask_padded_vocab else None,
         ).requires_grad_(False)
         self._parameters = {name.removeprefix(_PREFIX): parameter for name, parameter in self._model.named_parameters()}
-        self._weights = _scoring_weights(config)
-        self._group: WeightGroup | None = None
-        self._received: int | None = 0  # version that came in last; None while a broadcast has not been completed
-        self._is_adopted = True
+        self._fetch = fetch
+        self._is_whole = True  # False while a load has not been completed
         self.policy_version = 0
+        self.is_average = False
 
-    def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None:
-        """Join as rank `first_rank`, leaving the former group. Raises DeadlineError, WeightSyncError."""
-        self._leave_group()
-        self._group = WeightGroup(spec, rank=first_rank)
+    def load_weights(self, manifest: WeightsManifest, timeout_seconds: float) -> ReceiverStatus:
+        """Load a snapshot from the store; when that breaks off, nothing is scored before a whole one has come in.
 
-    def receive_weights(self, manifest: WeightsManifest) -> ReceiverStatus:
-        """Take part in one broadcast. Raises DeadlineError, and WeightSyncError for weights of another model.
-
-        When it breaks off, nothing is scored before a whole broadcast has come in.
+        Raises SnapshotLostError, DeadlineError, and WeightSyncError for weights of another model or broken ones.
         """
-        if self._group is None:
-            raise WeightSyncError(f"{self._name} has not joined a weight group")
-        if set(manifest.names) != set(self._parameters):
-            differing = sorted(set(manifest.names) ^ set(self._parameters))
+        names = {slot.name for slot in manifest.slots}
+        if names != set(self._parameters):
+            differing = sorted(names ^ set(self._parameters))
             raise WeightSyncError(f"{self._name} holds another model than is sent; they differ in {differing[:4]}")
         start = time.monotonic()
-        self._received = None
-        digest = receive_tensors(self._group, manifest=manifest, device=self._device, load=self._load)
-        self._received = manifest.policy_version
-        self._is_adopted = False
+        self._is_whole = False
+        # copied a bucket at a time: the store's memory is read-only
+        buffers = (torch.tensor(buffer) for buffer in self._fetch(manifest.references, seconds=timeout_seconds))
+        for tensors in checked_buckets(buffers, manifest):
+            for name, tensor in tensors:
+                self._parameters[name].data.copy_(tensor)
+        self._is_whole = True
+        self.policy_version = manifest.policy_version
+        self.is_average = manifest.canary_logprobs is None
+        logprobs = self.canary_logprobs(manifest.canary_token_ids)
+        if not np.isfinite(logprobs).all():
+            raise WeightSyncError(f"{self._name}: the log-probabilities of the canary are NaN or infinite")
+        seconds = time.monotonic() - start
         return ReceiverStatus(
             receiver=self._name,
             policy_version=manifest.policy_version,
-            digest=digest,
-            seconds=time.monotonic() - start,
+            digest=manifest.digest,
+            dtype=self._config.dtype,
+            canary_max_abs_diff=None
+            if manifest.canary_logprobs is None
+            else canary_difference(manifest.canary_logprobs, logprobs),
+            seconds=seconds,
+            pause_seconds=seconds,
         )
 
     def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
-        """float32[L-1]: log p(token t | tokens before t) under the weights that came in last, temperature 1, nats."""
+        """float32[L-1]: log p(token t | tokens before t) under the weights that score, temperature 1, nats."""
         statistics = sequence_statistics(self._model, token_ids, device=self._device, temperature=1.0)
         logprobs: FloatArray = statistics.logprobs.cpu().numpy()
         return logprobs
@@ -110,10 +122,10 @@ class ScoringModel:
         """Statistics of every trajectory of `group` under the weights that score.
 
         The trajectories are packed end to end into passes of at most `tokens_per_pass` tokens, of this group alone:
-        so the values do not depend on what else is scored at the time. Raises WeightSyncError when a broadcast broke
+        so the values do not depend on what else is scored at the time. Raises WeightSyncError when a load broke
         off, NotFiniteError.
         """
-        self._adopt()
+        self._require_whole_weights()
         trajectories = group.trajectories
         statistics: list[TrajectoryStatistics] = []
         for members in _passes([len(each.token_ids) for each in trajectories], budget=self._config.tokens_per_pass):
@@ -133,9 +145,9 @@ class ScoringModel:
         """log pi of every answer token of every tree under the weights that score: float32[S+1, K+1, A] each, nats.
 
         0 behind an answer's end. The trees are packed into passes of at most `tokens_per_pass` tokens. Raises
-        WeightSyncError when a broadcast broke off, NotFiniteError.
+        WeightSyncError when a load broke off, NotFiniteError.
         """
-        self._adopt()
+        self._require_whole_weights()
         tables: list[FloatArray] = []
         for members in _passes([tree.num_tokens for tree in trees], budget=self._config.tokens_per_pass):
             together = [trees[index] for index in members]
@@ -151,42 +163,9 @@ class ScoringModel:
             tables += split_answers(statistics.logprobs.cpu().numpy(), trees=together)
         return tables
 
-    def export_state(self) -> bytes:
-        """What the mode has gathered (past weights, average), for another replica or a checkpoint."""
-        self._adopt()
-        return safetensors.torch.save(self._weights.state())
-
-    def import_state(self, state: bytes) -> None:
-        """Continue from an `export_state` of the same mode. Raises ValueError."""
-        self._weights.restore(safetensors.torch.load(state))
-
-    def save_state(self, directory: str) -> None:
-        """Write `export_state` into `directory`, which is made when it is not there."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / _STATE_FILE).write_bytes(self.export_state())
-
-    def load_state(self, directory: str) -> None:
-        """Raises CheckpointError when the checkpoint has no state of this mode."""
-        path = Path(directory) / _STATE_FILE
-        try:
-            self.import_state(path.read_bytes())
-        except (FileNotFoundError, ValueError) as error:
-            raise CheckpointError(f"{path} does not continue scorer.mode={self._config.mode}: {error}") from error
-
-    def close(self) -> None:
-        self._leave_group()
-
-    def _load(self, tensors: Sequence[tuple[str, Tensor]]) -> None:
-        for name, tensor in tensors:
-            self._parameters[name].data.copy_(tensor)
-
-    @torch.no_grad()
-    def _adopt(self) -> None:
-        if self._received is None:
-            raise WeightSyncError(f"{self._name} holds a broadcast that broke off; it may not score")
-        if not self._is_adopted:
-            self.policy_version = self._weights.adopt(self._parameters, policy_version=self._received)
-            self._is_adopted = True
+    def _require_whole_weights(self) -> None:
+        if not self._is_whole:
+            raise WeightSyncError(f"{self._name} holds a load that broke off; it may not score")
 
     @torch.no_grad()
     def _forward(self, trajectories: Sequence[Trajectory], *, temperature: float) -> TokenStatistics:
@@ -202,19 +181,6 @@ class ScoringModel:
         layout = PackedLayout.build(torch.from_numpy(starts), device=self._device)
         # token t is predicted by the hidden state of token t - 1
         return TokenStatistics(*self._model(ids, positions, layout, index - 1, ids[index], temperature))
-
-    def _leave_group(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
-
-
-def _scoring_weights(config: ScorerConfig) -> ScoringWeights:
-    if config.mode == "lagged":
-        return LaggedWeights(lag_versions=config.lag_versions)
-    if config.mode == "ema":
-        return AveragedWeights(decay=config.ema_decay)
-    return NewestWeights()
 
 
 def _passes(lengths: Sequence[int], *, budget: int) -> list[list[int]]:

@@ -55,7 +55,7 @@ class SelfCertaintyScorer:
         return max(differences, default=None)
 
     def _compare_with_engine(self, group: TrajectoryGroup, statistics: Sequence[TrajectoryStatistics]) -> None:
-        if not self._is_comparable:
+        if not self._is_comparable or self._model.is_average:  # no engine draws from an average
             return
         for trajectory, each in zip(group.trajectories, statistics, strict=True):
             is_own = (trajectory.sampled_policy_versions == self._model.policy_version).all()

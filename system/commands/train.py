@@ -28,7 +28,7 @@ from system.reports.recorder import Recorder
 from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
 from system.reports.tracker import Tracker
-from system.runtime.checkpoint import CheckpointStore, RunState, scorer_directory
+from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
@@ -36,7 +36,6 @@ from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
-from system.runtime.scoring_state import load_state
 from system.runtime.session import run_on_ray
 from system.runtime.weight_sync import WeightSync
 
@@ -164,16 +163,16 @@ async def _train_with_actors(
     learner_group = LearnerGroup(
         actors=placement.create_learner_actors(),
         config=config.learner,
-        transfer_seconds=config.weight_sync.timeout_seconds,
+        weight_sync=config.weight_sync,
+        scorer=config.scorer,
+        canary_token_ids=inputs.canary_token_ids,
     )
     pools = make_pools(config, placement=placement)
     try:
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
-            starts.create_task(_start_learner(learner_group, config=config, folder=folder))
+            starts.create_task(_start_learner(learner_group, folder=folder))
             starts.create_task(pools.start())
-        if pools.scoring is not None and folder.resumed_from is not None:
-            await load_state(pools.scoring, scorer_directory(folder.resumed_from))
         parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
         controller = Controller(
             config=config,
@@ -194,14 +193,9 @@ async def _train_with_actors(
         )
 
 
-async def _start_learner(learner_group: LearnerGroup, *, config: Config, folder: RunFolder) -> None:
+async def _start_learner(learner_group: LearnerGroup, *, folder: RunFolder) -> None:
     await learner_group.check_folder_is_shared(folder.path)
-    await learner_group.start(
-        model=config.model,
-        algorithm=config.algorithm,
-        num_updates=config.run.num_updates,
-        temperature=config.rollout.temperature,
-    )
+    await learner_group.start()
     if folder.resumed is not None and folder.resumed_from is not None:
         await learner_group.load_checkpoint(folder.resumed_from, policy_version=folder.resumed.policy_version)
 
@@ -224,9 +218,9 @@ def _connect(
         scoring=pools.group_scoring(config),
         weight_sync=WeightSync(
             learner_group=learner_group,
-            pools=pools.receivers(),
+            rollouts=pools.rollouts,
+            scoring=pools.scoring,
             config=config.weight_sync,
-            canary_token_ids=inputs.canary_token_ids,
         ),
         buffer=GroupBuffer(
             ledger,

@@ -287,14 +287,15 @@ def check_weight_sync(config: Config) -> None:
             fix="weight_sync.backend=gloo",
         )
     is_coarse = any(end.dtype == "bfloat16" for end in ends.values())
-    if is_coarse and weight_sync.canary_tolerance_nats < _SMALLEST_BFLOAT16_TOLERANCE:
+    tolerance = weight_sync.canary_tolerance_nats
+    if is_coarse and tolerance is not None and tolerance < _SMALLEST_BFLOAT16_TOLERANCE:
         raise ConfigError(
             "weight_sync.canary_tolerance_nats",
-            given=weight_sync.canary_tolerance_nats,
-            expected=f"at least {_SMALLEST_BFLOAT16_TOLERANCE} when any of "
+            given=tolerance,
+            expected=f"null (calibrated), or at least {_SMALLEST_BFLOAT16_TOLERANCE} when any of "
             + ", ".join(f"{section}.dtype" for section in ends)
             + " is bfloat16",
-            fix="e.g. weight_sync.canary_tolerance_nats=0.25",
+            fix="weight_sync.canary_tolerance_nats=null",
         )
 
 

@@ -230,11 +230,19 @@ class LearnerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSyncConfig:
-    backend: Literal["gloo", "nccl"] = key("Broadcast from learner rank 0 to receivers.", "gloo")
-    bucket_mib: int = key("Tensors are broadcast in buckets of about this size.", 64, minimum=1)
-    timeout_seconds: float = key("Deadline of each phase: join, gather, send, receive, canary.", 120.0, above=0)
-    canary_tolerance_nats: float = key(
-        "Largest log-probability difference between learner and receiver.", 1e-4, above=0
+    transfer: Literal["broadcast", "store"] = key(
+        "How rollout workers that are there anyway get new weights: one broadcast to all, or each from the object "
+        "store. New workers and scoring replicas always load from the store.",
+        "broadcast",
+    )
+    backend: Literal["gloo", "nccl"] = key("Broadcast from learner rank 0 to rollout workers.", "gloo")
+    bucket_mib: int = key("Weights are gathered, stored and sent in buckets of about this size.", 64, minimum=1)
+    timeout_seconds: float = key("Deadline to publish, to open a broadcast, to send, and to load.", 120.0, above=0)
+    canary_tolerance_nats: float | None = key(
+        "Largest log-probability difference between learner and receiver; null: 8 times what it is at the first load, "
+        "where both hold the same files.",
+        None,
+        above=0,
     )
 
 

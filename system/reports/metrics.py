@@ -98,15 +98,20 @@ BATCH_METRICS = (
 )
 
 WEIGHT_SYNC_METRICS = (
-    MetricDefinition(name="weight_sync/seconds", description="Gather, broadcast, digest and canary.", reduction="sum"),
-    MetricDefinition(name="weight_sync/gather_seconds", description="Gathering shards on all ranks.", reduction="sum"),
-    MetricDefinition(name="weight_sync/broadcast_seconds", description="Sending to all receivers.", reduction="sum"),
+    MetricDefinition(
+        name="weight_sync/seconds", description="Bringing all receivers to a published version.", reduction="sum"
+    ),
+    MetricDefinition(
+        name="weight_sync/publish_seconds", description="Gathering, digest and store, within the step.", reduction="sum"
+    ),
     MetricDefinition(
         name="weight_sync/pause_seconds", description="Longest pause of a rollout engine.", reduction="max"
     ),
-    MetricDefinition(name="weight_sync/canary_seconds", description="Comparing log-probabilities.", reduction="sum"),
     MetricDefinition(name="weight_sync/bytes", description="Bytes of one copy of the weights.", reduction="last"),
     MetricDefinition(name="weight_sync/num_receivers", description="Receivers that were synced.", reduction="last"),
+    MetricDefinition(
+        name="weight_sync/num_from_store", description="Of these, loaded alone from the store.", reduction="last"
+    ),
     MetricDefinition(
         name="weight_sync/canary_max_abs_diff_nats",
         description="Largest log-probability difference between learner and any receiver.",

@@ -2,9 +2,9 @@
 
     prompt_loop    group_buffer.wait_for_slot ─> lease ─> rollout task
     rollout tasks  pools.generate ─> scoring.score ─> group_buffer.put
-    train_loop     group_buffer.next_batch ─> samples ─> packed batch ─> learner_group.train_step
-                   ─> weight_sync.synchronise ─> group_buffer.version_published ─> evaluate, checkpoint
-    supervise      of each pool: a worker is missing ─> start one ─> weight_sync.synchronise
+    train_loop     group_buffer.next_batch ─> samples ─> packed batch ─> learner_group.train_and_publish
+                   ─> weight_sync.update ─> group_buffer.version_published ─> evaluate, checkpoint
+    supervise      of each pool: a worker is missing ─> start one ─> weight_sync.admit
 
 | loop         | waits for                              | who unblocks it                         |
 |--------------|----------------------------------------|-----------------------------------------|
@@ -36,17 +36,17 @@ from system.records import Prompt, Sampling, ScoredGroup
 from system.reports.guards import HackingGuards
 from system.reports.reporter import Reporter
 from system.reports.step_metrics import add_batch_metrics, add_belief_shares, add_group_metrics
-from system.runtime.checkpoint import CheckpointStore, RunState, scorer_directory
+from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import Ledger
 from system.runtime.pools import Pools
-from system.runtime.scoring_state import copy_state, logprob_difference, save_state
+from system.runtime.scoring_state import logprob_difference
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
-from system.runtime.worker_pool import PoolMember
+from system.weights.manifest import WeightsManifest
 
 _log = logging.getLogger(__name__)
 
@@ -123,8 +123,8 @@ class Controller:
     async def run(self) -> Outcome:
         """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
         try:
-            async with self._parts.pools.supervised(self._admit), asyncio.TaskGroup() as loops:
-                await self._synchronise()
+            async with self._parts.pools.supervised(self._parts.weight_sync.admit), asyncio.TaskGroup() as loops:
+                await self._synchronise(await self._parts.learner_group.publish())
                 self._parts.buffer.version_published(self.outcome.policy_version)
                 if self.outcome.policy_version == 0:
                     self.outcome.before = await self._evaluate(is_final=True)
@@ -274,14 +274,14 @@ class Controller:
             is_due = version == 0 or _is_due(self._config.evaluation.every_updates, version)
             self._reporter.show_beliefs(scored, policy_version=version, is_due=is_due)
         with self._phase("train"):
-            result = await parts.learner_group.train_step(batch)
+            result, manifest = await parts.learner_group.train_and_publish(batch)
         self._metrics.extend(result.metrics)
         parts.buffer.mark_trained(groups)
         for group in groups:
             del self._outstanding[group.group_id]
         self.outcome.policy_version = result.policy_version
         self.outcome.completion_tokens += batch.num_loss_tokens
-        await self._synchronise()
+        await self._synchronise(manifest)
         self._add_totals()
         self._watch_for_hacking()
         # before the next step's groups are leased: a synchronous checkpoint so has nothing in flight
@@ -302,23 +302,17 @@ class Controller:
             if action == "stop":
                 self.outcome.stopped_by = "guards"
 
-    async def _synchronise(self) -> None:
+    async def _synchronise(self, manifest: WeightsManifest) -> None:
         with self._phase("weight_sync"):
-            report = await self._parts.weight_sync.synchronise()
+            report = await self._parts.weight_sync.update(manifest)
         self.outcome.canary_max_abs_diff = max(self.outcome.canary_max_abs_diff, report.canary_max_abs_diff)
-        self._metrics.add("weight_sync/seconds", report.seconds + report.canary_seconds)
-        self._metrics.add("weight_sync/broadcast_seconds", report.seconds)
-        self._metrics.add("weight_sync/canary_seconds", report.canary_seconds)
+        self._metrics.add("weight_sync/seconds", report.seconds)
+        self._metrics.add("weight_sync/publish_seconds", manifest.publish_seconds)
+        self._metrics.add("weight_sync/pause_seconds", report.pause_seconds)
         self._metrics.add("weight_sync/bytes", report.num_bytes)
         self._metrics.add("weight_sync/num_receivers", report.num_receivers)
+        self._metrics.add("weight_sync/num_from_store", report.num_from_store)
         self._metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
-
-    async def _admit(self, member: PoolMember) -> None:
-        """Bring a worker that replaces another one to the newest weights."""
-        if member.pool is self._parts.pools.scoring:
-            await copy_state(member)
-        if member.pool.settings.receives_weights:
-            await self._parts.weight_sync.synchronise()
 
     async def _evaluate(self, *, is_final: bool) -> EvaluationResult:
         with self._phase("evaluate"):
@@ -333,8 +327,6 @@ class Controller:
         with self._phase("checkpoint"):
             directory = parts.checkpoints.partial_directory(version)
             written = await parts.learner_group.save_checkpoint(directory)
-            if parts.pools.scoring is not None:
-                await save_state(parts.pools.scoring, scorer_directory(directory))
             await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
 
     def _run_state(self) -> RunState:

@@ -1,7 +1,7 @@
 """The learner ranks as one thing: every collective call goes to all ranks and is waited for together.
 
-The controller trains with it; weight_sync.py gathers and sends through it. A rank that dies or does
-not answer ends the run with an error that names it.
+The controller trains with it and gets a snapshot of the weights for each new policy version; weight_sync.py sends
+through it. A rank that dies or does not answer ends the run with an error that names it.
 """
 
 from __future__ import annotations
@@ -14,64 +14,75 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from system.config.schema import AlgorithmConfig, LearnerConfig, ModelConfig
+from system.config.schema import LearnerConfig, ScorerConfig, WeightSyncConfig
 from system.data.file_stamps import FileStamp, write_synced
 from system.errors import ConfigError, LearnerDiedError
-from system.records import FloatArray, StepResult, TrainingBatch, WeightGroupSpec, WeightsManifest
-from system.runtime.checkpoint import learner_directory, policy_directory
+from system.records import StepResult, TrainingBatch
+from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
+from system.weights.manifest import WeightGroupSpec, WeightsManifest
+from system.weights.store import check_capacity
 
 
 class LearnerGroup:
     """R learner actors; rank r is `actors[r]`."""
 
-    def __init__(self, *, actors: Sequence[ActorHandle], config: LearnerConfig, transfer_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        actors: Sequence[ActorHandle],
+        config: LearnerConfig,
+        weight_sync: WeightSyncConfig,
+        scorer: ScorerConfig,
+        canary_token_ids: Sequence[int],
+    ) -> None:
         self._actors = list(actors)
         self._config = config
-        self._transfer_seconds = transfer_seconds
+        self._weight_sync = weight_sync
+        self._scorer = scorer
+        self._canary_token_ids = list(canary_token_ids)
 
-    async def start(
-        self, *, model: ModelConfig, algorithm: AlgorithmConfig, num_updates: int, temperature: float
-    ) -> None:
-        """Build one DeepSpeed engine on each rank. Raises DeadlineError, LearnerDiedError."""
+    async def start(self) -> None:
+        """Build one DeepSpeed engine on each rank.
+
+        Raises DeadlineError, LearnerDiedError, ConfigError when the object store cannot hold the weights.
+        """
         seconds = self._config.start_timeout_seconds
         host, port = await self._one(0, "rendezvous", seconds=seconds)
-        await self._all(
-            "start",
+        await self._all("start", seconds=seconds, host=host, port=port)
+        num_bytes = await self._all(
+            "start_publishing",
             seconds=seconds,
-            host=host,
-            port=port,
-            model=model,
-            algorithm=algorithm,
-            num_updates=num_updates,
-            temperature=temperature,
+            canary_token_ids=self._canary_token_ids,
+            weight_sync=self._weight_sync,
+            scorer=self._scorer,
         )
+        check_capacity(num_bytes[0], num_snapshots=num_snapshots(self._scorer))
 
-    async def train_step(self, batch: TrainingBatch) -> StepResult:
-        """One optimizer step on all ranks; the result is rank 0's, whose metrics are global."""
+    async def train_and_publish(self, batch: TrainingBatch) -> tuple[StepResult, WeightsManifest]:
+        """One optimizer step on all ranks and the snapshot of its weights; metrics are global."""
         calls = [
-            actor.train_step.remote(batch.micro_batches[rank], batch.num_loss_tokens, batch.num_sequences)
+            actor.train_and_publish.remote(batch.micro_batches[rank], batch.num_loss_tokens, batch.num_sequences)
             for rank, actor in enumerate(self._actors)
         ]
-        return (await self._gather(calls, what="train_step", seconds=self._config.step_timeout_seconds))[0]
+        seconds = self._config.step_timeout_seconds + self._weight_sync.timeout_seconds
+        return (await self._gather(calls, what="train_and_publish", seconds=seconds))[0]
 
-    async def gather_weights(self) -> WeightsManifest:
-        return (await self._all("gather_weights", seconds=self._transfer_seconds))[0]
+    async def publish(self) -> WeightsManifest:
+        """The snapshot of the weights as they are: at the start, and after a resume."""
+        return (await self._all("publish", seconds=self._weight_sync.timeout_seconds))[0]
 
     async def open_weight_group(self, spec: WeightGroupSpec) -> None:
-        await self._one(0, "open_weight_group", seconds=self._transfer_seconds, spec=spec)
+        await self._one(0, "open_weight_group", seconds=self._weight_sync.timeout_seconds, spec=spec)
 
-    async def send_weights(self, manifest: WeightsManifest) -> None:
-        await self._one(0, "send_weights", seconds=self._transfer_seconds, manifest=manifest)
+    async def broadcast(self, manifest: WeightsManifest) -> None:
+        """Send a snapshot to the receivers of the weight group. Raises what the sender raises."""
+        await self._one(0, "broadcast", seconds=2 * self._weight_sync.timeout_seconds, manifest=manifest)
 
     async def rendezvous(self) -> tuple[str, int]:
         """Rank 0's address and a free port on its node."""
-        return await self._one(0, "rendezvous", seconds=self._transfer_seconds)
-
-    async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:
-        """float32[len(token_ids) - 1], nats."""
-        return (await self._all("canary_logprobs", seconds=self._transfer_seconds, token_ids=list(token_ids)))[0]
+        return await self._one(0, "rendezvous", seconds=self._weight_sync.timeout_seconds)
 
     async def check_folder_is_shared(self, folder: Path) -> None:
         """Raise ConfigError unless every rank's node sees what is written into `folder` here."""
@@ -94,9 +105,14 @@ class LearnerGroup:
             )
 
     async def save_checkpoint(self, directory: Path) -> dict[str, FileStamp]:
-        """Every rank's part of the learner, and the policy in Hugging Face format; their files by path."""
+        """Every rank's part of the learner, the policy in Hugging Face format, and what scorers need; files by path."""
         files: dict[str, FileStamp] = {}
-        for method, part in (("save_checkpoint", learner_directory), ("export_hf", policy_directory)):
+        parts = {
+            "save_checkpoint": learner_directory,
+            "export_hf": policy_directory,
+            "save_scoring_snapshots": scorer_directory,
+        }
+        for method, part in parts.items():
             seconds = self._config.step_timeout_seconds
             for written in await self._all(method, seconds=seconds, directory=str(part(directory))):
                 files |= written
@@ -109,6 +125,11 @@ class LearnerGroup:
             seconds=self._config.start_timeout_seconds,
             directory=str(learner_directory(directory)),
             policy_version=policy_version,
+        )
+        await self._all(
+            "load_scoring_snapshots",
+            seconds=self._config.start_timeout_seconds,
+            directory=str(scorer_directory(directory)),
         )
 
     async def shutdown(self, *, seconds: float) -> None:
@@ -140,3 +161,8 @@ class LearnerGroup:
                 f"{who} died during '{what}' ({type(error).__name__}); the run ends. "
                 "Continue from the last checkpoint with 'credence train --resume RUN_DIR'."
             ) from error
+
+
+def num_snapshots(scorer: ScorerConfig) -> int:
+    """How many snapshots a node may hold at once: the newest and the one before, and what only scorers load."""
+    return {"lagged": 2 + scorer.lag_versions, "ema": 4}.get(scorer.mode, 2)

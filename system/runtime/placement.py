@@ -16,8 +16,8 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.ray_actors import RewardActor, RolloutActor, ScoringActor
-from learner.ray_actors import LearnerActor
-from system.config.machine import joins_cluster
+from learner.worker import LearnerWorker
+from system.config.machine import joins_cluster, model_folder
 from system.config.resources import actor_needs, max_candidates, uses_beliefs
 from system.config.schema import Config
 from system.config.scorers import terms_on
@@ -124,20 +124,32 @@ class Placement:
 
     def create_learner_actors(self) -> list[ActorHandle]:
         """One actor a rank, packed on as few nodes as hold them."""
-        config = self._config.learner
+        config, model = self._config.learner, self._config.model
         needs = self._needs["learner rank"]
         bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
         self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
         return [
-            ray.remote(LearnerActor)
+            ray.remote(LearnerWorker)
             .options(
                 num_cpus=needs.cpus,
                 num_gpus=needs.gpus,
                 max_restarts=0,
+                # torch reads it once, at import
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.threads_per_rank)}},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=self._learner_group, placement_group_bundle_index=rank
                 ),
             )
-            .remote(rank=rank, num_ranks=config.num_ranks, learner=config)
+            .remote(
+                rank=rank,
+                num_ranks=config.num_ranks,
+                config=config,
+                algorithm=self._config.algorithm,
+                model_path=str(model_folder(model.path) or model.path),
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                num_updates=self._config.run.num_updates,
+                temperature=self._config.rollout.temperature,
+            )
             for rank in range(config.num_ranks)
         ]

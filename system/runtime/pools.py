@@ -16,7 +16,7 @@ from system.runtime.worker_pool import Admit, PoolSettings, WorkerPool
 
 _FILLINGS = 2  # sequences that an engine is given, as a multiple of those it decodes at once: it never waits for us
 _MAX_REWARD_GROUPS = 16  # scored by one call, because a call costs more than a check
-_MAX_REPLICA_CALLS = 2  # so that a replica never idles and a weight sync never waits for more than that
+_MAX_REPLICA_CALLS = 2  # so that a replica never idles and a load of weights never waits for more than that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,6 @@ class Pools:
 
     def all(self) -> tuple[WorkerPool, ...]:
         return tuple(pool for pool in (self.rollouts, self.rewards, self.scoring) if pool is not None)
-
-    def receivers(self) -> tuple[WorkerPool, ...]:
-        """The pools that every weight sync reaches."""
-        return tuple(pool for pool in self.all() if pool.settings.receives_weights)
 
     async def start(self) -> None:
         """Start all workers; those that receive weights are JOINING then. Raises WorkerDiedError."""

@@ -4,6 +4,7 @@ Used by `credence train` and `credence evaluate`.
 """
 
 import asyncio
+import logging
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -38,6 +39,8 @@ def run_on_ray(config: Config, work: Callable[[], Coroutine[Any, Any, None]]) ->
     except TerminatedError:
         return signal.SIGTERM
     finally:
+        # a step that is still under way answers too late: Ray would print that nobody can take its snapshot any more
+        logging.getLogger("ray._private.serialization").setLevel(logging.CRITICAL)
         ray.shutdown()
 
 

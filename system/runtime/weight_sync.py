@@ -1,16 +1,16 @@
-"""The order of a weight sync, and the proof that it worked.
+"""Which worker gets which snapshot when, and the proof that it holds it.
 
-    gather (all ranks) ─> send (rank 0) ∥ receive (every receiver) ─> versions and digests ─> canary ─> SERVING
+    update(manifest)   broadcast to the rollout workers that are there anyway ──breaks──> whoever is left: store
+                       scoring replicas: store (they answer one call at a time, engines would wait for them paused)
+    admit(member)      one new worker alone: load the newest from the store, again when it was overtaken ─> SERVING
 
-| phase   | waits for                        | named in the error |
-|---------|----------------------------------|--------------------|
-| join    | all receivers of a new group     | who did not join   |
-| gather  | all learner ranks                | the rank           |
-| send    | rank 0 and all receivers         | who did not answer |
-| canary  | learner and receivers            | who disagrees      |
+| wait               | for                                  | bounded by                                   |
+|--------------------|--------------------------------------|----------------------------------------------|
+| join, broadcast    | rank 0 and all members of the group  | weight_sync.timeout_seconds, then the store  |
+| load               | one member                           | its own deadline, then it is replaced        |
 
-The process group is opened again whenever a receiver came or went. A receiver that dies on the way is taken
-out and the rest is synced; one that holds other weights than were sent is refused and replaced.
+Nothing here waits for one worker on account of another, but the broadcast; and no lock is held. A receiver that dies,
+hangs or holds something else than was published is refused and replaced.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from system.config.schema import WeightSyncConfig
-from system.errors import LearnerDiedError, WeightSyncError
-from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
+from system.errors import DeadlineError, SnapshotLostError, WeightSyncError
 from system.runtime.deadlines import within
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.worker_failures import WORKER_FAILURES, is_worker_failure
 from system.runtime.worker_pool import PoolMember, WorkerPool, WorkerState
+from system.weights.canary import CanaryTolerance, refusal
+from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
 
 _log = logging.getLogger(__name__)
 
@@ -40,90 +40,135 @@ _log = logging.getLogger(__name__)
 class SyncReport:
     policy_version: int
     num_receivers: int
+    num_from_store: int  # receivers that loaded from the store
     num_bytes: int
     seconds: float
-    canary_seconds: float
+    pause_seconds: float  # longest time that a rollout engine did not generate
     canary_max_abs_diff: float  # nats, over receivers and canary tokens
 
 
-def refusal(status: ReceiverStatus, manifest: WeightsManifest) -> str | None:
-    """Why a receiver that reports `status` must not serve after `manifest` was sent; None when it may."""
-    if status.policy_version != manifest.policy_version:
-        return f"{status.receiver} holds policy version {status.policy_version}, not {manifest.policy_version}"
-    if status.digest != manifest.digest:
-        return f"{status.receiver} holds weights with digest {status.digest}, not {manifest.digest}"
-    return None
-
-
-def canary_difference(learner: FloatArray, receiver: FloatArray) -> float:
-    """Largest absolute difference in nats; infinite when a value is not a number."""
-    difference = np.abs(np.asarray(learner, np.float64) - np.asarray(receiver, np.float64)).max()
-    return float(difference) if np.isfinite(difference) else float("inf")
-
-
 class WeightSync:
-    """Brings every member of every pool to the learner's newest weights: rollout workers and scoring replicas alike."""
+    """Brings rollout workers and scoring replicas to the snapshots that the learner publishes."""
 
     def __init__(
         self,
         *,
         learner_group: LearnerGroup,
-        pools: Sequence[WorkerPool],
+        rollouts: WorkerPool,
+        scoring: WorkerPool | None,
         config: WeightSyncConfig,
-        canary_token_ids: Sequence[int],
     ) -> None:
         self._learner_group = learner_group
-        self._pools = tuple(pools)
+        self._rollouts = rollouts
+        self._scoring = scoring
         self._config = config
-        self._canary_token_ids = list(canary_token_ids)
-        self._group_members: tuple[PoolMember, ...] = ()
+        self._tolerance = CanaryTolerance(config.canary_tolerance_nats)
+        self._newest: WeightsManifest | None = None
+        self._published = asyncio.Event()  # replaced at each publication
+        self._admitting: set[PoolMember] = set()
+        self._group_members: tuple[PoolMember, ...] = ()  # of the open weight group; () none
+        self._former_members: tuple[PoolMember, ...] = ()  # rollout workers of the last update
         self._group_numbers = itertools.count()
-        self._lock = asyncio.Lock()
-        self.canary_max_abs_diff = 0.0  # over all syncs
+        self._secret = secrets.token_hex(32)
 
-    async def synchronise(self) -> SyncReport:
-        """Send the learner's newest weights to all members and let them serve.
+    async def update(self, manifest: WeightsManifest) -> SyncReport:
+        """Bring all members to `manifest` and let them serve; returns without any, too.
 
-        A pool without members is passed over, but not the first: somebody has to receive.
-
-        Raises WeightSyncError naming the receiver whose log-probabilities differ by more than
-        weight_sync.canary_tolerance_nats although its digest is right, DeadlineError, LearnerDiedError.
+        Raises WeightSyncError when, at the first load, all receivers of a kind compute something else than the
+        learner; LearnerDiedError, SnapshotLostError.
         """
-        async with self._lock:
-            start = time.perf_counter()
-            try:
-                manifest, _ = await asyncio.gather(
-                    self._learner_group.gather_weights(),
-                    asyncio.gather(*(pool.hold() for pool in self._pools if pool.settings.is_exclusive)),
-                )
-                await self._transfer(manifest)
-                transferred = time.perf_counter()
-                difference = await self._check_canary(manifest)
-                for member in self._holders():
-                    member.pool.serve(member)
-            finally:
-                for pool in self._pools:
-                    pool.release()
-            return SyncReport(
-                policy_version=manifest.policy_version,
-                num_receivers=len(self._group_members),
-                num_bytes=manifest.num_bytes,
-                seconds=transferred - start,
-                canary_seconds=time.perf_counter() - transferred,
-                canary_max_abs_diff=difference,
-            )
+        start = time.perf_counter()
+        self._newest = manifest
+        self._published.set()
+        self._published = asyncio.Event()
+        rollouts, scoring = self._members(self._rollouts), self._members(self._scoring)
+        updates = [self._update_rollouts(manifest, rollouts), self._load_all(scoring, manifest)]
+        results = await asyncio.gather(*updates, return_exceptions=True)
+        statuses: dict[PoolMember, ReceiverStatus] = {}
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            statuses |= result
+        num_from_store = len(statuses) if not self._group_members else len(statuses) - len(self._group_members)
+        self._settle(statuses, manifest)
+        pauses = [statuses[member].pause_seconds for member in rollouts if member in statuses]
+        return SyncReport(
+            policy_version=manifest.policy_version,
+            num_receivers=len(statuses),
+            num_from_store=num_from_store,
+            num_bytes=manifest.num_bytes,
+            seconds=time.perf_counter() - start,
+            pause_seconds=max(pauses, default=0.0),
+            canary_max_abs_diff=max((status.canary_max_abs_diff or 0.0 for status in statuses.values()), default=0.0),
+        )
 
-    async def _transfer(self, manifest: WeightsManifest) -> None:
-        """Until at least one receiver holds the weights; whoever dies on the way is taken out."""
-        is_done = False
-        while not is_done:
-            await self._pools[0].wait_for_members()
-            members = tuple(member for pool in self._pools for member in pool.members)
-            if members == self._group_members or await self._open_group(members):
-                is_done = await self._broadcast(manifest, members)
+    async def admit(self, member: PoolMember) -> None:
+        """Bring one new member to the newest snapshot and let it serve, or remove it from its pool.
+
+        Touches neither the learner nor any other receiver. Raises SnapshotLostError when the snapshot died with the
+        learner: that is no fault of the member, which stays.
+        """
+        self._admitting.add(member)
+        deadline = asyncio.get_running_loop().time() + 3 * self._load_seconds(member)
+        try:
+            while member.state is WorkerState.JOINING:
+                manifest = self._newest
+                if manifest is None:
+                    await self._next_publication(deadline)
+                    continue
+                try:
+                    status = await self._load(member, manifest)
+                except SnapshotLostError:
+                    if self._newest is manifest and not await self._next_publication(deadline):
+                        raise
+                    continue
+                if status is not None and self._newest is manifest:
+                    self._settle({member: status}, manifest)
+                elif asyncio.get_running_loop().time() > deadline:
+                    member.pool.remove(member, reason="new versions came faster than it could load them")
+        finally:
+            self._admitting.discard(member)
+
+    def _members(self, pool: WorkerPool | None) -> tuple[PoolMember, ...]:
+        """Those whom an update reaches: not those that are being admitted, which look for the newest themselves."""
+        if pool is None or not pool.settings.receives_weights:
+            return ()
+        return tuple(member for member in pool.members if member not in self._admitting)
+
+    async def _update_rollouts(
+        self, manifest: WeightsManifest, members: tuple[PoolMember, ...]
+    ) -> dict[PoolMember, ReceiverStatus]:
+        """By broadcast where the same members were there before; a new set is not worth opening a group for yet."""
+        statuses: dict[PoolMember, ReceiverStatus] = {}
+        is_settled = bool(members) and members == self._former_members
+        if self._config.transfer == "broadcast" and is_settled:
+            statuses = await self._broadcast(manifest, members)
+        else:
+            self._group_members = ()
+        self._former_members = members
+        left = [member for member in members if member not in statuses and member.state is not WorkerState.GONE]
+        return statuses | await self._load_all(left, manifest)
+
+    async def _broadcast(
+        self, manifest: WeightsManifest, members: tuple[PoolMember, ...]
+    ) -> dict[PoolMember, ReceiverStatus]:
+        """The status of those who received everything."""
+        if members != self._group_members and not await self._open_group(members):
+            return {}
+        answers: list[Any] = await asyncio.gather(
+            self._learner_group.broadcast(manifest),
+            *(self._ask(member, "receive_broadcast", manifest) for member in members),
+            return_exceptions=True,
+        )
+        self._group_members = members if self._is_well(answers) else ()
+        return {
+            member: status
+            for member, status in zip(members, answers[1:], strict=True)
+            if isinstance(status, ReceiverStatus)
+        }
 
     async def _open_group(self, members: tuple[PoolMember, ...]) -> bool:
-        """Open a process group of rank 0 and `members`; False when one of them died meanwhile."""
+        """Open a process group of rank 0 and `members`; False when somebody did not come."""
         self._group_members = ()
         host, port = await self._learner_group.rendezvous()
         spec = WeightGroupSpec(
@@ -133,7 +178,7 @@ class WeightSync:
             world_size=1 + sum(member.num_ranks for member in members),
             backend=self._config.backend,
             timeout_seconds=self._config.timeout_seconds,
-            bucket_bytes=self._config.bucket_mib * 2**20,
+            secret=self._secret,
         )
         first_ranks = itertools.accumulate((member.num_ranks for member in members), initial=1)
         answers = await asyncio.gather(
@@ -144,82 +189,93 @@ class WeightSync:
             ),
             return_exceptions=True,
         )
-        if not self._all_well(answers, members):
-            return False
-        self._group_members = members
+        return self._is_well(answers)
+
+    def _is_well(self, answers: Sequence[Any]) -> bool:
+        """Whether a collective went well on all ends; what broke off is left to the store."""
+        for answer in answers:
+            if isinstance(answer, WeightSyncError | DeadlineError) or is_worker_failure(answer):
+                _log.warning("the broadcast of weights broke off, the store takes over: %s", answer)
+                return False
+            if isinstance(answer, BaseException):
+                raise answer
         return True
 
-    async def _broadcast(self, manifest: WeightsManifest, members: tuple[PoolMember, ...]) -> bool:
-        """Send to `members` and refuse those that hold something else; False when it has to be done again."""
+    async def _load_all(
+        self, members: Sequence[PoolMember], manifest: WeightsManifest
+    ) -> dict[PoolMember, ReceiverStatus]:
+        """Each on its own, at the same time; without those that were lost."""
         answers: list[Any] = await asyncio.gather(
-            self._learner_group.send_weights(manifest),
-            *(self._ask(member, "receive_weights", manifest) for member in members),
-            return_exceptions=True,
+            *(self._load(member, manifest) for member in members), return_exceptions=True
         )
-        if not self._all_well(answers, members):
-            self._group_members = ()
-            return False
-        for member, status in zip(members, answers[1:], strict=True):
-            reason = refusal(status, manifest)
-            if reason is not None:
-                _log.warning("weight sync: %s; it is replaced", reason)
-                member.pool.remove(member, reason=reason)
-        return bool(self._holders())
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return {member: status for member, status in zip(members, answers, strict=True) if status is not None}
 
-    async def _check_canary(self, manifest: WeightsManifest) -> float:
-        """The largest difference of the canary's log-probabilities between the learner and a holder, in nats."""
-        members = self._holders()
-        answers: list[Any] = await asyncio.gather(
-            self._learner_group.canary_logprobs(self._canary_token_ids),
-            *(self._ask(member, "canary_logprobs", self._canary_token_ids) for member in members),
-            return_exceptions=True,
-        )
-        expected = answers.pop(0)
-        if isinstance(expected, BaseException):
-            raise expected
-        self._all_well(answers, members)
-        largest = 0.0
-        for member, logprobs in zip(members, answers, strict=True):
+    async def _load(self, member: PoolMember, manifest: WeightsManifest) -> ReceiverStatus | None:
+        """From the store; None when the member was lost or refused. Raises SnapshotLostError."""
+        wanted = self._snapshot_for(member, manifest)
+        try:
+            status: ReceiverStatus = await self._ask(member, "load_weights", wanted, self._config.timeout_seconds)
+        except WeightSyncError as error:
+            member.pool.remove(member, reason=str(error))
+            return None
+        except WORKER_FAILURES as error:
+            if not is_worker_failure(error):
+                raise
+            return None  # removed where it was noticed
+        return status
+
+    def _settle(self, statuses: dict[PoolMember, ReceiverStatus], manifest: WeightsManifest) -> None:
+        """Let those serve that hold what `manifest` says, compute with it, and are up to date; remove the others.
+
+        Runs without a wait: nobody can publish between the last look at the newest snapshot and `serve`.
+        """
+        by_kind: dict[str, list[ReceiverStatus]] = {}
+        for member, status in statuses.items():
+            by_kind.setdefault(_kind(member), []).append(status)
+        for kind, of_kind in by_kind.items():
+            self._tolerance.calibrate(kind, of_kind, manifest=manifest)
+        for member, status in statuses.items():
             if member.state is WorkerState.GONE:
                 continue
-            difference = canary_difference(expected, logprobs)
-            largest = max(largest, difference)
-            if not difference <= self._config.canary_tolerance_nats:
-                raise WeightSyncError(
-                    f"{member.name} holds policy version {manifest.policy_version} with the right digest, but its "
-                    f"log-probabilities differ from the learner's by {difference:.3g} nats (allowed: "
-                    f"weight_sync.canary_tolerance_nats={self._config.canary_tolerance_nats:g}). Raise the tolerance "
-                    "if the engine's precision explains it; otherwise the engine does not use the weights it received."
-                )
-        self.canary_max_abs_diff = max(self.canary_max_abs_diff, largest)
-        return largest
+            wanted = self._snapshot_for(member, manifest)
+            reason = refusal(status, wanted) or self._tolerance.refusal(_kind(member), status)
+            if reason is not None:
+                member.pool.remove(member, reason=reason)
+            elif self._newest is manifest:
+                member.pool.serve(member)
 
-    def _holders(self) -> list[PoolMember]:
-        return [member for member in self._group_members if member.state is not WorkerState.GONE]
+    def _snapshot_for(self, member: PoolMember, manifest: WeightsManifest) -> WeightsManifest:
+        is_scorer = member.pool is self._scoring
+        return manifest.scoring if is_scorer and manifest.scoring is not None else manifest
 
-    def _all_well(self, answers: Sequence[Any], members: Sequence[PoolMember]) -> bool:
-        """False when a member died; raises the first error that no dead member explains.
-
-        When one end of a collective dies, the others fail too: those errors say nothing of their own.
-        """
-        errors = [answer for answer in answers if isinstance(answer, BaseException)]
-        for error in errors:
-            if isinstance(error, LearnerDiedError):
-                raise error
-        if any(member.state is WorkerState.GONE for member in members):
+    async def _next_publication(self, deadline: float) -> bool:
+        """Wait for a newer snapshot; False when none came before `deadline`."""
+        try:
+            await asyncio.wait_for(self._published.wait(), max(deadline - asyncio.get_running_loop().time(), 0.0))
+        except TimeoutError:
             return False
-        if errors:
-            raise errors[0]
         return True
 
-    async def _ask(self, member: PoolMember, method: str, *arguments: Any) -> Any:
-        """The member's answer. One that died or does not answer in time is taken out of the pool."""
+    def _load_seconds(self, member: PoolMember) -> float:
         # the receiver's own deadline fires first and says more; this one is for a receiver that is stuck
         seconds = 1.5 * self._config.timeout_seconds
+        settings = member.pool.settings
+        # a replica that answers one call at a time has to finish those that it holds, and one may have come meanwhile
+        return seconds + (1 + member.num_calls) * settings.call_seconds if settings.is_exclusive else seconds
+
+    async def _ask(self, member: PoolMember, method: str, *arguments: Any) -> Any:
+        """The member's answer. One that died or does not answer in time is taken out of its pool."""
         call = getattr(member.actor, method).remote(*arguments)
         try:
-            return await within(call, who=member.name, what=method, seconds=seconds)
+            return await within(call, who=member.name, what=method, seconds=self._load_seconds(member))
         except WORKER_FAILURES as error:
             if is_worker_failure(error):
                 member.pool.remove(member, reason=str(error))
             raise
+
+
+def _kind(member: PoolMember) -> str:
+    return member.name.rsplit(" ", 1)[0]

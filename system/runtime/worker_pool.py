@@ -82,7 +82,7 @@ class PoolSettings:
     call_seconds: float  # deadline of a call once a worker has it
     max_restarts: int
     receives_weights: bool = True  # without, a worker serves what it has loaded as soon as it has started
-    is_exclusive: bool = False  # a worker answers one call at a time and cannot receive weights meanwhile
+    is_exclusive: bool = False  # a worker answers one call at a time
     max_load: int | None = None  # that a worker holds at once, in the unit of the calls' load; None: any
     max_calls_at_once: int = 1  # more: the method takes a list of argument tuples and returns a list
     max_shared_attempts: int = 2  # a call that lost so many workers gets one for itself
@@ -107,7 +107,6 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._names = itertools.count()
         self._changed = asyncio.Event()
-        self._is_held = False
         self._last_reason = ""
         self._fault: BaseException | None = None
         self.num_removed = 0
@@ -182,16 +181,6 @@ class WorkerPool:
         while not self.members:
             await self._changed.wait()
         return self.members
-
-    async def hold(self) -> None:
-        """Give out no calls until `release`, and wait for those in flight: the weights are about to change."""
-        self._is_held = True
-        while self.num_calls_in_flight:
-            await self._changed.wait()
-
-    def release(self) -> None:
-        self._is_held = False
-        self._wake_waiters()
 
     async def call(
         self, method: str, *arguments: Any, what: str, load: int = 1, on_retry: Callable[[str], None] | None = None
@@ -288,7 +277,7 @@ class WorkerPool:
 
     def _dispatch(self) -> None:
         """Hand waiting calls to the workers that have room."""
-        while not self._is_held:
+        while True:
             serving = [member for member in self._workers if member.state is WorkerState.SERVING]
             taken = self._queue.take(serving)
             if taken is None:

@@ -115,7 +115,8 @@ CONTRADICTIONS = [
           message=r"learner.offload_optimizer: given True, expected learner.zero_stage 1, 2 or 3, .*"),
     wrong("learner.offload_optimizer=true", message=r"learner.offload_optimizer: given True, expected false with "
           r"learner.device=cpu, .*"),
-    wrong("rollout.dtype=bfloat16", message=r"weight_sync.canary_tolerance_nats: given 0.0001, expected at least 0.01 "
+    wrong("rollout.dtype=bfloat16", "weight_sync.canary_tolerance_nats=1e-4",
+          message=r"weight_sync.canary_tolerance_nats: given 0.0001, expected null \(calibrated\), or at least 0.01 "
           r"when .* bfloat16. .*"),
     wrong("reward.terms=[{scorer: verifier, weight: 0}]",
           message=r"reward.terms: given '0 x verifier', expected at least one weight .*"),
@@ -152,7 +153,7 @@ CONTRADICTIONS = [
           message=r"scorer.max_lag_versions: given 1, expected null with scorer.mode=offline, .*"),
     wrong(CERTAINTY, "scorer.tokens_per_pass=199",
           message=r"scorer.tokens_per_pass: given 199, expected at least 200 = .*"),
-    wrong(CERTAINTY, "scorer.dtype=bfloat16",
+    wrong(CERTAINTY, "scorer.dtype=bfloat16", "weight_sync.canary_tolerance_nats=1e-4",
           message=r"weight_sync.canary_tolerance_nats: given 0.0001, .* rollout.dtype, scorer.dtype, learner.dtype .*"),
     wrong("reward.timeout_seconds=200", message=r"reward.timeout_seconds: given 200.0, expected less than "
           r"reward.group_timeout_seconds=120. .*"),

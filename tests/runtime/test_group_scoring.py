@@ -10,8 +10,7 @@ import pytest
 from system.errors import WeightSyncError
 from system.records import AnswerHypotheses, BeliefTrace, Prompt, RewardTerm, ScoredGroup, TrajectoryGroup
 from system.runtime.group_scoring import GroupScoring, lag_versions
-from system.runtime.scoring_state import copy_state
-from system.runtime.worker_pool import WorkerPool, WorkerState
+from system.runtime.worker_pool import WorkerPool
 from tests.fakes import FakeActor, make_pool, serve_all
 
 PROMPT = Prompt(prompt_id="p", token_ids=np.array([1], np.int32), text="", reference_answer="", task="gsm8k_chains")
@@ -58,7 +57,6 @@ class FakeReplica(FakeActor):
     version: int = 0
     is_fatal: bool = False
     hypotheses: list[object] = field(default_factory=list)  # that it was asked for
-    state: str = "no past weights"
 
     async def on_score(self, group: TrajectoryGroup, hypotheses: AnswerHypotheses | None) -> ScoredGroup:
         self.is_dead = self.is_fatal
@@ -67,12 +65,6 @@ class FakeReplica(FakeActor):
             return scored
         self.hypotheses.append(hypotheses)
         return replace(scored, belief_traces=(trace(policy_version=self.version),))
-
-    async def on_export_state(self) -> str:
-        return self.state
-
-    async def on_import_state(self, state: Awaitable[str]) -> None:
-        self.state = await state  # as Ray resolves a reference
 
 
 async def make_replicas(*replicas: FakeReplica) -> WorkerPool:
@@ -183,17 +175,5 @@ def test_a_group_of_a_dead_replica_is_scored_by_another() -> None:
         scored = await pool.call("score", GROUP, None, what="score")
         assert scored.terms[0][0].value == 12.0
         assert (pool.num_removed, len(pool.members)) == (1, 1)
-
-    run(scenario)
-
-
-def test_a_new_replica_gets_the_past_weights_from_one_that_serves() -> None:
-    async def scenario() -> None:
-        old, new = FakeReplica(state="the average"), FakeReplica()
-        pool = await make_replicas(old, new)
-        member = pool.members[1]
-        member.state = WorkerState.JOINING
-        await copy_state(member)
-        assert new.state == "the average"
 
     run(scenario)

@@ -1,193 +1,234 @@
-"""The order of a sync and what it refuses, with fakes that record events. The real transfer: tests/actors."""
+"""What an update and an admission do, and what neither of them waits for or touches. Real transfers: tests/actors."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-import numpy as np
 import pytest
-from ray.exceptions import RayActorError
 
-from system.config.schema import WeightSyncConfig
-from system.errors import WeightSyncError
-from system.records import FloatArray, ReceiverStatus, WeightGroupSpec, WeightsManifest
-from system.runtime.weight_sync import WeightSync, canary_difference
-from system.runtime.worker_pool import PoolSettings, WorkerPool, WorkerState
-
-MANIFEST = WeightsManifest(
-    policy_version=3, names=("w",), shapes=((2,),), dtypes=("float32",), num_bytes=8, digest="d3"
-)
-CANARY = np.array([-1.0, -2.0], np.float32)
+from system.errors import LearnerDiedError, SnapshotLostError, WeightSyncError
+from system.runtime.worker_pool import WorkerState
+from tests.runtime.sync_fakes import World, make_world
+from tests.virtual_time import run_in_virtual_time
 
 
-@dataclass
-class Remote:
-    """Looks like a Ray method: `.remote(...)` gives an awaitable."""
+def run(scenario: Callable[[World], Awaitable[None]], transfer: str = "broadcast") -> World:
+    async def build() -> World:
+        world = make_world(transfer=transfer)
+        await scenario(world)
+        return world
 
-    call: Callable[..., Awaitable[object]]
-
-    def remote(self, *arguments: object, **named: object) -> Awaitable[object]:
-        return self.call(*arguments, **named)
-
-
-@dataclass
-class FakeReceiver:
-    name: str
-    events: list[str]
-    digest: str = "d3"
-    version: int = 3
-    canary: FloatArray = field(default_factory=lambda: CANARY.copy())
-    dies_at: str = ""
-
-    def __getattr__(self, method: str) -> Remote:
-        async def call(*arguments: object) -> object:
-            self.events.append(f"{self.name}.{method}")
-            if method == self.dies_at:
-                raise RayActorError
-            if method == "receive_weights":
-                return ReceiverStatus(receiver=self.name, policy_version=self.version, digest=self.digest, seconds=0.1)
-            return {"start": 1, "canary_logprobs": self.canary}.get(method)
-
-        return Remote(call)
+    return run_in_virtual_time(build(), seconds=1000)
 
 
-@dataclass
-class FakeLearnerGroup:
-    events: list[str]
-    num_opened: int = 0
-
-    async def rendezvous(self) -> tuple[str, int]:
-        return "localhost", 1234
-
-    async def gather_weights(self) -> WeightsManifest:
-        self.events.append("gather")
-        return MANIFEST
-
-    async def open_weight_group(self, spec: WeightGroupSpec) -> None:
-        self.events.append(f"open world={spec.world_size}")
-
-    async def send_weights(self, manifest: WeightsManifest) -> None:
-        self.events.append("send")
-
-    async def canary_logprobs(self, token_ids: list[int]) -> FloatArray:
-        self.events.append("canary")
-        return CANARY
-
-
-async def make_sync(receivers: list[FakeReceiver], events: list[str]) -> tuple[WeightSync, WorkerPool]:
-    waiting = list(receivers)
-    settings = PoolSettings(
-        kind="rollout worker",
-        section="rollout",
-        num_workers=len(receivers),
-        start_seconds=1.0,
-        call_seconds=1.0,
-        max_restarts=3,
-    )
-    pool = WorkerPool(
-        settings,
-        create_actor=lambda name: waiting.pop(0),
-        kill_actor=lambda actor: events.append(f"kill {actor.name}"),
-    )
-    await pool.start()
-    events.clear()
-    sync = WeightSync(
-        learner_group=FakeLearnerGroup(events),  # type: ignore[arg-type]
-        pools=[pool],
-        config=WeightSyncConfig(timeout_seconds=1.0),
-        canary_token_ids=[1, 2, 3],
-    )
-    return sync, pool
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), timeout=10))
-
-
-def test_gather_comes_before_join_send_receive_and_canary() -> None:
-    events: list[str] = []
-
-    async def scenario() -> None:
-        sync, pool = await make_sync([FakeReceiver("a", events), FakeReceiver("b", events)], events)
-
-        report = await sync.synchronise()
-
-        assert report.policy_version == 3
-        assert report.num_receivers == 2
-        assert events[0] == "gather"
-        assert events[1] == "open world=3"
-        assert set(events[2:4]) == {"a.join_weight_group", "b.join_weight_group"}
-        assert set(events[4:7]) == {"send", "a.receive_weights", "b.receive_weights"}
-        assert set(events[7:]) == {"canary", "a.canary_logprobs", "b.canary_logprobs"}
-        assert pool.num_serving == 2
+def test_the_first_update_loads_from_the_store_and_the_second_one_broadcasts() -> None:
+    async def scenario(world: World) -> None:
+        a, b = world.start("a", "b")
+        first = await world.sync.update(world.learner.publish())
+        assert (first.num_receivers, first.num_from_store, first.policy_version) == (2, 2, 0)
+        assert world.learner.events == []
+        second = await world.sync.update(await world.learner.step())
+        assert (second.num_receivers, second.num_from_store) == (2, 0)
+        third = await world.sync.update(await world.learner.step())
+        assert third.num_from_store == 0
+        assert world.learner.events == ["open world=3", "broadcast 1", "broadcast 2"]
+        assert a.generate() == b.generate() == (2, 2.0)
+        assert {member.state for member in world.rollouts.members} == {WorkerState.SERVING}
+        assert third.pause_seconds == 0.5
 
     run(scenario)
 
 
-def test_group_is_opened_once_while_nobody_comes_or_goes() -> None:
-    events: list[str] = []
+def test_with_transfer_store_no_group_is_ever_opened() -> None:
+    async def scenario(world: World) -> None:
+        (a,) = world.start("a")
+        for _ in range(3):
+            report = await world.sync.update(await world.learner.step())
+            assert report.num_from_store == 1
+        assert a.generate() == (3, 3.0)
+        assert world.learner.events == []
 
-    async def scenario() -> None:
-        sync, _ = await make_sync([FakeReceiver("a", events)], events)
-        await sync.synchronise()
-        await sync.synchronise()
-
-        assert events.count("open world=2") == 1
-        assert events.count("send") == 2
-
-    run(scenario)
+    run(scenario, transfer="store")
 
 
-@pytest.mark.parametrize(("digest", "version"), [("other", 3), ("d3", 2)])
-def test_stale_receiver_is_refused_and_taken_out(digest: str, version: int) -> None:
-    events: list[str] = []
-
-    async def scenario() -> None:
-        stale = FakeReceiver("stale", events, digest=digest, version=version)
-        sync, pool = await make_sync([stale, FakeReceiver("good", events)], events)
-
-        await sync.synchronise()
-
-        assert [member.actor.name for member in pool.members] == ["good"]
-        assert pool.num_serving == 1
-        assert "kill stale" in events
-        assert "stale.canary_logprobs" not in events
+def test_an_update_without_any_receiver_ends() -> None:
+    async def scenario(world: World) -> None:
+        report = await world.sync.update(world.learner.publish())
+        assert report.num_receivers == 0
 
     run(scenario)
 
 
-def test_receiver_that_dies_in_the_broadcast_does_not_keep_the_others_from_syncing() -> None:
-    events: list[str] = []
-
-    async def scenario() -> None:
-        dying = FakeReceiver("dying", events, dies_at="receive_weights")
-        sync, pool = await make_sync([dying, FakeReceiver("good", events)], events)
-
-        report = await sync.synchronise()
-
-        assert report.num_receivers == 1
-        assert "open world=3" in events
-        assert "open world=2" in events
-        assert pool.num_serving == 1
-        assert pool.num_removed == 1
-
-    run(scenario)
-
-
-def test_canary_that_differs_names_the_receiver() -> None:
-    events: list[str] = []
-
-    async def scenario() -> None:
-        wrong = FakeReceiver("x", events, canary=CANARY + np.float32(0.5))
-        sync, pool = await make_sync([FakeReceiver("a", events), wrong], events)
-
-        with pytest.raises(WeightSyncError, match=r"rollout worker 1 .* differ .* 0\.5 nats"):
-            await sync.synchronise()
-        assert all(member.state is WorkerState.JOINING for member in pool.members)
+def test_the_death_of_one_receiver_in_a_broadcast_costs_no_other_one() -> None:
+    async def scenario(world: World) -> None:
+        dying, b, c = world.start("dying", "b", "c")
+        await world.sync.update(world.learner.publish())
+        dying.dies_at = "receive_broadcast"
+        report = await world.sync.update(await world.learner.step())
+        assert (report.num_receivers, report.num_from_store) == (2, 2)
+        assert b.generate() == c.generate() == (1, 1.0)
+        assert len(world.rollouts.removed) == 1
+        assert world.rollouts.removed[0].startswith("rollout worker 0: ")
+        # the group is opened again once the members are the same twice
+        assert (await world.sync.update(await world.learner.step())).num_from_store == 2
+        assert (await world.sync.update(await world.learner.step())).num_from_store == 0
 
     run(scenario)
 
 
-def test_canary_that_is_not_a_number_is_infinitely_wrong() -> None:
-    assert canary_difference(CANARY, np.array([np.nan, -2.0], np.float32)) == float("inf")
-    assert canary_difference(CANARY, CANARY - np.float32(0.25)) == 0.25
+def test_a_receiver_that_hangs_in_a_broadcast_is_replaced_and_the_others_load_from_the_store() -> None:
+    async def scenario(world: World) -> None:
+        hung, b = world.start("hung", "b")
+        await world.sync.update(world.learner.publish())
+        await world.sync.update(await world.learner.step())
+        hung.is_hung = True
+        await world.sync.update(await world.learner.step())
+        assert b.generate() == (2, 2.0)
+        assert [reason.split(":")[0] for reason in world.rollouts.removed] == ["rollout worker 0"]
+
+    run(scenario)
+
+
+def test_admission_touches_neither_the_learner_nor_another_receiver() -> None:
+    async def scenario(world: World) -> None:
+        (a,) = world.start("a")
+        await world.sync.update(world.learner.publish())
+        await world.sync.update(await world.learner.step())
+        before = list(a.events), list(world.learner.events)
+        new = world.receiver("new")
+        member = world.rollouts.add(new)
+        await world.sync.admit(member)
+        assert member.state is WorkerState.SERVING
+        assert new.generate() == (1, 1.0)
+        assert (a.events, world.learner.events) == before
+
+    run(scenario)
+
+
+def test_admission_goes_on_while_a_long_train_step_runs() -> None:
+    async def scenario(world: World) -> None:
+        await world.sync.update(world.learner.publish())
+        step = asyncio.create_task(world.learner.step(seconds=900))
+        member = world.rollouts.add(world.receiver("new"))
+        await world.sync.admit(member)
+        assert member.state is WorkerState.SERVING
+        assert not step.done()
+        await world.sync.update(await step)
+        assert member.actor.generate() == (1, 1.0)
+
+    run(scenario)
+
+
+def test_a_worker_whose_load_was_overtaken_by_a_new_version_loads_again_before_it_serves() -> None:
+    async def scenario(world: World) -> None:
+        await world.sync.update(world.learner.publish())
+        new = world.receiver("new")
+        new.load_seconds = 5.0
+        member = world.rollouts.add(new)
+        admission = asyncio.create_task(world.sync.admit(member))
+        await asyncio.sleep(0.001)
+        await world.sync.update(await world.learner.step())
+        assert member.state is WorkerState.JOINING
+        await admission
+        assert new.events == ["load_weights", "load_weights"]
+        assert new.generate() == (1, 1.0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("fault", ["dies", "hangs", "canary"])
+def test_a_replacement_that_fails_while_it_joins_blocks_nobody(fault: str) -> None:
+    async def scenario(world: World) -> None:
+        (a,) = world.start("a")
+        await world.sync.update(world.learner.publish())
+        new = world.receiver("new")
+        new.dies_at = "load_weights" if fault == "dies" else ""
+        new.is_hung = fault == "hangs"
+        new.canary_error = 0.5 if fault == "canary" else 0.0
+        member = world.rollouts.add(new)
+        await world.sync.admit(member)
+        assert member.state is WorkerState.GONE
+        assert len(world.rollouts.removed) == 1
+        await world.sync.update(await world.learner.step())
+        assert a.generate() == (1, 1.0)
+
+    run(scenario)
+
+
+def test_a_worker_that_comes_before_the_first_publication_waits_for_it() -> None:
+    async def scenario(world: World) -> None:
+        member = world.rollouts.add(world.receiver("early"))
+        admission = asyncio.create_task(world.sync.admit(member))
+        await asyncio.sleep(1)
+        await world.sync.update(world.learner.publish())
+        await admission
+        assert member.state is WorkerState.SERVING
+
+    run(scenario)
+
+
+def test_a_snapshot_that_died_with_its_learner_is_a_lost_load_and_not_a_lost_worker() -> None:
+    async def scenario(world: World) -> None:
+        await world.sync.update(world.learner.publish())
+        world.store.lose_everything()
+        member = world.rollouts.add(world.receiver("new"))
+        with pytest.raises(SnapshotLostError):
+            await world.sync.admit(member)
+        assert member.state is WorkerState.JOINING
+        assert world.rollouts.removed == []
+        # a learner that is there again publishes, and the worker joins
+        admission = asyncio.create_task(world.sync.admit(member))
+        await asyncio.sleep(1)
+        await world.sync.update(await world.learner.step())
+        await admission
+        assert member.actor.generate() == (1, 1.0)
+
+    run(scenario)
+
+
+def test_the_death_of_the_learner_in_a_broadcast_ends_the_update() -> None:
+    async def scenario(world: World) -> None:
+        world.start("a")
+        await world.sync.update(world.learner.publish())
+        manifest = await world.learner.step()
+        world.learner.is_dead = True
+        with pytest.raises(LearnerDiedError):
+            await world.sync.update(manifest)
+
+    run(scenario)
+
+
+def test_a_receiver_with_other_log_probabilities_is_replaced_and_the_run_goes_on() -> None:
+    async def scenario(world: World) -> None:
+        wrong, b = world.start("wrong", "b")
+        wrong.canary_error = 0.5
+        await world.sync.update(world.learner.publish())
+        assert [member.actor for member in world.rollouts.members] == [b]
+        assert "differ from the learner's by 0.5 nats" in world.rollouts.removed[0]
+
+    run(scenario)
+
+
+def test_when_every_receiver_differs_at_the_start_the_run_ends_with_the_model_named() -> None:
+    async def scenario(world: World) -> None:
+        for receiver in world.start("a", "b"):
+            receiver.canary_error = 0.5
+        with pytest.raises(WeightSyncError, match="disagree on Qwen2ForCausalLM"):
+            await world.sync.update(world.learner.publish())
+
+    run(scenario)
+
+
+def test_scoring_replicas_load_their_own_snapshot() -> None:
+    async def scenario(world: World) -> None:
+        (a,) = world.start("a")
+        replicas = world.start("r", "s", pool=world.scoring)
+        former = world.learner.publish()
+        await world.sync.update(former)
+        newest = replace(await world.learner.step(), scoring=former)
+        report = await world.sync.update(newest)
+        assert report.num_receivers == 3
+        assert a.generate() == (1, 1.0)
+        assert [replica.generate() for replica in replicas] == [(0, 0.0)] * 2
+
+    run(scenario)

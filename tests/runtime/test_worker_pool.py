@@ -324,25 +324,3 @@ def test_a_resized_pool_starts_what_is_missing_and_lets_the_rest_finish() -> Non
         supervising.cancel()
 
     run(scenario)
-
-
-def test_a_held_pool_finishes_its_calls_and_takes_no_new_ones() -> None:
-    async def scenario() -> None:
-        actor = FakeRollout()
-        pool = make_pool([actor])
-        await serve_all(pool)
-        running = generate(pool, 0)
-        await asyncio.sleep(0.01)
-        holding = asyncio.create_task(pool.hold())
-        waiting = generate(pool, 1)
-        await asyncio.sleep(0.01)
-        assert not holding.done()
-        actor.gate.set()
-        await holding
-        assert running.done()
-        await asyncio.sleep(0.01)
-        assert actor.group_ids == [0]
-        pool.release()
-        assert (await waiting).group_id == 1
-
-    run(scenario)

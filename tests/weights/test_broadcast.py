@@ -1,30 +1,26 @@
-"""The wire protocol: bucket layout and digest by hand, broadcasts between threads over Gloo."""
+"""Broadcasts between threads over Gloo: what arrives, who is named when it does not, and who is let in."""
 
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
 from system.errors import DeadlineError, WeightSyncError
-from system.records import WeightGroupSpec, WeightsManifest
-from system.weights.broadcast import (
-    TensorDigest,
-    WeightGroup,
-    broadcast_tensors,
-    describe_tensors,
-    plan_buckets,
-    receive_tensors,
-)
+from system.weights.broadcast import WeightGroup, receive_buckets, send_buckets
+from system.weights.digest import checked_buckets
+from system.weights.manifest import WeightGroupSpec, WeightsManifest
+from tests.weights.memory_store import MemoryStore, some_tensors
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def make_spec() -> Callable[..., WeightGroupSpec]:
-    def make(*, world_size: int, timeout_seconds: float = 20.0, bucket_bytes: int = 64) -> WeightGroupSpec:
+    def make(*, world_size: int, timeout_seconds: float = 20.0) -> WeightGroupSpec:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -35,154 +31,70 @@ def make_spec() -> Callable[..., WeightGroupSpec]:
             world_size=world_size,
             backend="gloo",
             timeout_seconds=timeout_seconds,
-            bucket_bytes=bucket_bytes,
+            secret="of this run",
         )
 
     return make
 
 
-def digest_of(*tensors: torch.Tensor) -> str:
-    digest = TensorDigest()
-    for tensor in tensors:
-        digest.update("weight", tensor)
-    return digest.hexdigest()
-
-
-def manifest_of(**shapes_and_dtypes: tuple[tuple[int, ...], str]) -> WeightsManifest:
-    return WeightsManifest(
-        policy_version=1,
-        names=tuple(shapes_and_dtypes),
-        shapes=tuple(shape for shape, _ in shapes_and_dtypes.values()),
-        dtypes=tuple(dtype for _, dtype in shapes_and_dtypes.values()),
-        num_bytes=0,
-        digest="",
+def send(group: WeightGroup, store: MemoryStore, manifest: WeightsManifest) -> None:
+    send_buckets(
+        group, (torch.tensor(each) for each in store.fetch(manifest.references)), manifest=manifest, device=CPU
     )
 
 
-def test_buckets_are_filled_in_order_and_slots_are_aligned() -> None:
-    manifest = manifest_of(a=((3,), "float32"), b=((2, 2), "bfloat16"), c=((8,), "float32"), d=((1,), "int64"))
-    buckets = plan_buckets(manifest, bucket_bytes=48)
-    layout = [[(slot.name, slot.offset_bytes, slot.num_bytes) for slot in bucket.slots] for bucket in buckets]
-    # a: 12 bytes at 0; b: 8 bytes at 16; c would end at 32 + 32 = 64 > 48; d at 32
-    assert layout == [[("a", 0, 12), ("b", 16, 8)], [("c", 0, 32), ("d", 32, 8)]]
-    assert [bucket.num_bytes for bucket in buckets] == [24, 40]
+def receive(group: WeightGroup, manifest: WeightsManifest) -> dict[str, torch.Tensor]:
+    buckets = checked_buckets(receive_buckets(group, manifest, device=CPU), manifest)
+    return dict(pair for pairs in buckets for pair in pairs)
 
 
-def test_a_tensor_larger_than_a_bucket_travels_alone() -> None:
-    manifest = manifest_of(small=((1,), "float32"), large=((100,), "float32"), last=((1,), "float32"))
-    names = [[slot.name for slot in bucket.slots] for bucket in plan_buckets(manifest, bucket_bytes=64)]
-    assert names == [["small"], ["large"], ["last"]]
-
-
-def test_a_manifest_with_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(ValueError, match="float33"):
-        plan_buckets(manifest_of(a=((1,), "float33")), bucket_bytes=64)
-
-
-def test_digest_sees_one_bit_anywhere_in_a_tensor_of_several_chunks() -> None:
-    weight = torch.arange(1_200_001, dtype=torch.float32)  # 4.8 MB: three chunks and an odd tail
-    original = digest_of(weight)
-    for position in (0, 1, 524_288, 1_199_999, 1_200_000):
-        changed = weight.clone()
-        changed.view(torch.int32)[position] ^= 1
-        assert digest_of(changed) != original, position
-
-
-def test_digest_sees_exchanged_values_chunks_tensors_names_and_shapes() -> None:
-    weight = torch.arange(600_000, dtype=torch.float64)
-    originals = digest_of(weight)
-    exchanged_values = weight.clone()
-    exchanged_values[[10, 20]] = weight[[20, 10]]
-    chunk = 1 << 18
-    exchanged_chunks = torch.cat([weight[chunk : 2 * chunk], weight[:chunk], weight[2 * chunk :]])
-    assert len({originals, digest_of(exchanged_values), digest_of(exchanged_chunks)}) == 3
-    assert digest_of(weight, weight + 1) != digest_of(weight + 1, weight)
-    assert digest_of(weight.view(2, -1)) != originals
-    renamed = TensorDigest()
-    renamed.update("other", weight)
-    assert renamed.hexdigest() != originals
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_digest_sees_an_even_number_of_flipped_signs(dtype: torch.dtype) -> None:
-    weight = torch.arange(1, 17).to(dtype)
-    flips = [list(range(16)), *([first, second] for first in range(16) for second in range(first))]
-    digests = {digest_of(weight)}
-    for positions in flips:
-        flipped = weight.clone()
-        flipped[positions] *= -1
-        digests.add(digest_of(flipped))
-    assert len(digests) == 1 + len(flips)
-
-
-def test_digest_depends_on_values_only_not_on_memory_layout() -> None:
-    weight = torch.randn(37, 5)
-    assert digest_of(weight) == digest_of(weight.t().contiguous().t())
-    storage = torch.zeros(37 * 5 + 1)
-    storage[1:] = weight.reshape(-1)  # starts at 4 bytes: no int64 view of it is possible
-    assert digest_of(weight) == digest_of(storage[1:].view(37, 5))
-    assert digest_of(torch.empty(0)) != digest_of(torch.zeros(1))
-
-
-def some_tensors() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "embedding": torch.randn(7, 3, generator=generator),
-        "half": torch.randn(5, generator=generator).to(torch.bfloat16),
-        "scalar": torch.tensor(3.5),
-        "transposed": torch.randn(4, 6, generator=generator).t(),
-        "large": torch.randn(100, generator=generator),
-        "counter": torch.tensor([1, 2, 3]),
-    }
-
-
-def test_all_receivers_get_the_tensors_bit_for_bit_and_compute_the_senders_digest(
-    make_spec: Callable[..., WeightGroupSpec],
-) -> None:
-    spec = make_spec(world_size=3)
-    tensors = some_tensors()
-    manifest = describe_tensors(tensors, policy_version=4)
-    assert manifest.num_bytes == 84 + 10 + 4 + 96 + 400 + 24
-
-    def send() -> str:
-        group = WeightGroup(spec, rank=0)
-        broadcast_tensors(group, named_tensors=tensors, manifest=manifest, device=CPU)
-        return manifest.digest
-
-    def receive(rank: int) -> tuple[str, dict[str, torch.Tensor]]:
-        group = WeightGroup(spec, rank=rank)
-        received: dict[str, torch.Tensor] = {}
-        return receive_tensors(group, manifest=manifest, device=CPU, load=received.update), received
-
+def test_all_receivers_get_the_tensors_bit_for_bit(make_spec: Callable[..., WeightGroupSpec]) -> None:
+    spec, store, tensors = make_spec(world_size=3), MemoryStore(), some_tensors()
+    manifest = store.publish(tensors, policy_version=4, bucket_bytes=64)
+    assert len(manifest.buckets) > 3
     with ThreadPoolExecutor() as threads:
-        sender = threads.submit(send)
-        receivers = [threads.submit(receive, rank) for rank in (1, 2)]
+        sender = threads.submit(lambda: send(WeightGroup(spec, rank=0), store, manifest))
+        receivers = [threads.submit(lambda rank: receive(WeightGroup(spec, rank=rank), manifest), r) for r in (1, 2)]
         sender.result()
         for receiver in receivers:
-            digest, received = receiver.result()
-            assert digest == manifest.digest
+            received = receiver.result()
             assert list(received) == list(tensors)
             for name, tensor in tensors.items():
                 assert received[name].dtype == tensor.dtype
                 assert torch.equal(received[name], tensor)
 
 
-def test_weights_that_changed_after_the_manifest_arrive_with_another_digest(
-    make_spec: Callable[..., WeightGroupSpec],
-) -> None:
-    spec = make_spec(world_size=2)
-    tensors = some_tensors()
-    manifest = describe_tensors(tensors, policy_version=4)
+def test_other_weights_than_the_manifest_says_are_refused(make_spec: Callable[..., WeightGroupSpec]) -> None:
+    spec, store, tensors = make_spec(world_size=2), MemoryStore(), some_tensors()
+    manifest = store.publish(tensors, policy_version=4)
     tensors["large"][50] += 1e-3
-
-    def send() -> None:
-        broadcast_tensors(WeightGroup(spec, rank=0), named_tensors=tensors, manifest=manifest, device=CPU)
-
+    later = store.publish(tensors, policy_version=5)
     with ThreadPoolExecutor() as threads:
-        sender = threads.submit(send)
-        group = WeightGroup(spec, rank=1)
-        assert receive_tensors(group, manifest=manifest, device=CPU, load=dict) != manifest.digest
+        sender = threads.submit(lambda: send(WeightGroup(spec, rank=0), store, later))
+        with pytest.raises(WeightSyncError, match="large of policy version 4 arrived with other bytes"):
+            receive(WeightGroup(spec, rank=1), manifest)
         sender.result()
+
+
+def test_who_does_not_know_the_secret_is_not_let_in(make_spec: Callable[..., WeightGroupSpec]) -> None:
+    spec = make_spec(world_size=2, timeout_seconds=1.0)
+    with ThreadPoolExecutor() as threads:
+        sender = threads.submit(WeightGroup, spec, rank=0)
+        stranger = threads.submit(WeightGroup, replace(spec, secret="guessed"), rank=1)
+        with pytest.raises(DeadlineError, match="it waits for all 2 ranks"):
+            stranger.result()
+        with pytest.raises(DeadlineError, match="weight receiver rank 1"):
+            sender.result()
+
+
+def test_the_sender_listens_on_its_own_address_only(make_spec: Callable[..., WeightGroupSpec]) -> None:
+    spec = make_spec(world_size=1)
+    group = WeightGroup(spec, rank=0)
+    with socket.create_connection(("127.0.0.1", spec.port), timeout=2):
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", spec.port), timeout=2)
+    group.close()
 
 
 def test_the_sender_names_the_receiver_that_did_not_join(make_spec: Callable[..., WeightGroupSpec]) -> None:
@@ -209,34 +121,32 @@ def test_a_receiver_names_the_sender_that_is_not_there(make_spec: Callable[..., 
 
 def test_a_receiver_does_not_wait_for_ever_for_a_silent_sender(make_spec: Callable[..., WeightGroupSpec]) -> None:
     spec = make_spec(world_size=2, timeout_seconds=1.0)
-    manifest = describe_tensors(some_tensors(), policy_version=7)
+    manifest = MemoryStore().publish(some_tensors(), policy_version=7)
     with ThreadPoolExecutor() as threads:
         sender = threads.submit(WeightGroup, spec, rank=0)
         group = WeightGroup(spec, rank=1)
         silent = sender.result()
         with pytest.raises(DeadlineError, match=r"the weight sender .* 'send weights of policy version 7'"):
-            receive_tensors(group, manifest=manifest, device=CPU, load=dict)
+            receive(group, manifest)
     silent.close()
 
 
 def test_a_sender_whose_receiver_left_gets_an_error(make_spec: Callable[..., WeightGroupSpec]) -> None:
     spec = make_spec(world_size=2, timeout_seconds=2.0)
-    tensors = {"large": torch.zeros(4_000_000)}  # more than the sockets buffer
-    manifest = describe_tensors(tensors, policy_version=7)
+    store = MemoryStore()
+    manifest = store.publish({"large": torch.zeros(4_000_000)}, policy_version=7)  # more than the sockets buffer
     with ThreadPoolExecutor() as threads:
         sender = threads.submit(WeightGroup, spec, rank=0)
         WeightGroup(spec, rank=1).close()
         group = sender.result()
         with pytest.raises((WeightSyncError, DeadlineError), match="a receiver"):
-            broadcast_tensors(group, named_tensors=tensors, manifest=manifest, device=CPU)
+            send(group, store, manifest)
 
 
-def test_tensors_that_are_not_those_of_the_manifest_are_not_sent(make_spec: Callable[..., WeightGroupSpec]) -> None:
-    spec = make_spec(world_size=1)
-    group = WeightGroup(spec, rank=0)
-    tensors = {"a": torch.zeros(2), "b": torch.zeros(2)}
-    manifest = describe_tensors(tensors, policy_version=1)
-    with pytest.raises(ValueError, match="in its order"):
-        broadcast_tensors(group, named_tensors={"b": tensors["b"], "a": tensors["a"]}, manifest=manifest, device=CPU)
-    with pytest.raises(ValueError, match="b: manifest says float32"):
-        broadcast_tensors(group, named_tensors=tensors | {"b": torch.zeros(3)}, manifest=manifest, device=CPU)
+def test_a_port_that_is_taken_is_named(make_spec: Callable[..., WeightGroupSpec]) -> None:
+    spec = make_spec(world_size=2)
+    with socket.socket() as occupant:
+        occupant.bind(("127.0.0.1", spec.port))
+        occupant.listen()
+        with pytest.raises(WeightSyncError, match=f"cannot listen on 127.0.0.1:{spec.port}"):
+            WeightGroup(spec, rank=0)

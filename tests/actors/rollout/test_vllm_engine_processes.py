@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from actors.rollout.worker import RolloutWorker
-from learner.weight_sender import WeightSender
 from system.config.schema import RolloutConfig
-from tests.actors.rollout.test_vllm_rollout import CANARY, PROMPT, SAMPLING, spec_for
+from system.weights.broadcast import WeightGroup, send_buckets
+from tests.actors.rollout.engines import CANARY, PROMPT, SAMPLING, spec_for
 from tests.tiny_policies import changed, make_policy, named_weights, reference_logprobs
+from tests.weights.memory_store import MemoryStore
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
+CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).parents[3]
 OWNER = """
 import asyncio, sys, time
@@ -66,28 +68,45 @@ def test_both_processes_of_a_tensor_parallel_engine_receive_the_weights(tmp_path
         tensor_parallel_size=2,
     )
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    sender = WeightSender(device=torch.device("cpu"))
+    store = MemoryStore()
 
     async def update_and_draw() -> None:
         worker = RolloutWorker(
-            config=config, model_path=str(folder), revision=None, trust_remote_code=False, run_seed=0
+            config=config,
+            model_path=str(folder),
+            revision=None,
+            trust_remote_code=False,
+            run_seed=0,
+            fetch=store.fetch,
         )
         await worker.start()
         try:
             assert worker.num_ranks == 2
-            spec = spec_for(2)
-            await asyncio.gather(asyncio.to_thread(sender.open, spec), worker.join_weight_group(spec, first_rank=1))
             changed(model, seed=1)
-            manifest = sender.describe(named_weights(model), policy_version=1)
-            sending = asyncio.create_task(asyncio.to_thread(sender.send, named_weights(model), manifest))
-            status = await worker.receive_weights(manifest)
-            await sending
-            assert status.digest == manifest.digest
+            manifests = [
+                store.publish(
+                    named_weights(model),
+                    policy_version=version,
+                    canary_token_ids=CANARY,
+                    canary_logprobs=reference_logprobs(model, CANARY),
+                )
+                for version in (1, 2)
+            ]
+            status = await worker.load_weights(manifests[0], 60.0)
+            assert status.canary_max_abs_diff is not None
+            assert status.canary_max_abs_diff < 1e-4
+            spec = spec_for(2)
+            sender, _ = await asyncio.gather(
+                asyncio.to_thread(WeightGroup, spec, rank=0), worker.join_weight_group(spec, first_rank=1)
+            )
+            buffers = [torch.tensor(each) for each in store.fetch(manifests[1].references)]
+            sending = asyncio.to_thread(send_buckets, sender, buffers, manifest=manifests[1], device=CPU)
+            _, status = await asyncio.gather(sending, worker.receive_broadcast(manifests[1]))
+            assert (status.policy_version, status.digest) == (2, manifests[1].digest)
             assert np.abs(await worker.canary_logprobs(CANARY) - reference_logprobs(model, CANARY)).max() < 1e-4
             group = await worker.generate(PROMPT, group_id=0, sampling=SAMPLING)
             assert len(group.trajectories) == SAMPLING.num_completions
         finally:
             await worker.shutdown()
-            sender.close()
 
     asyncio.run(update_and_draw())

@@ -1,8 +1,6 @@
-"""The scoring replica: values against plain transformers and float64, weights by a real broadcast."""
+"""The scoring replica: values against plain transformers and float64, weights from snapshots."""
 
 import math
-import socket
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +12,23 @@ from transformers import Qwen2ForCausalLM
 from actors.scoring.model import ScoringModel
 from actors.scoring.self_certainty import SelfCertaintyScorer
 from system.config.schema import ScorerConfig
-from system.errors import CheckpointError, NotFiniteError, WeightSyncError
-from system.records import (
-    FloatArray,
-    IntArray,
-    PolicyVersions,
-    Prompt,
-    ReceiverStatus,
-    TrajectoryGroup,
-    WeightGroupSpec,
+from system.errors import NotFiniteError, SnapshotLostError, WeightSyncError
+from system.records import FloatArray, IntArray, PolicyVersions, Prompt, TrajectoryGroup
+from system.weights.canary import refusal
+from system.weights.manifest import ReceiverStatus
+from tests.tiny_policies import (
+    NUM_EMBEDDINGS,
+    NUM_TOKENIZER_ENTRIES,
+    changed,
+    make_policy,
+    named_weights,
+    reference_logprobs,
 )
-from system.runtime.weight_sync import refusal
-from system.weights.broadcast import WeightGroup, broadcast_tensors, describe_tensors
-from tests.tiny_policies import NUM_EMBEDDINGS, NUM_TOKENIZER_ENTRIES, changed, make_policy, named_weights
 from tests.trajectories import single_turn
+from tests.weights.memory_store import MemoryStore
 
-CPU = torch.device("cpu")
+STORE = MemoryStore()
+CANARY = [3, 4, 5, 6, 7]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -40,7 +39,12 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def make_model(policy: Path, **changes: object) -> ScoringModel:
     config = replace(ScorerConfig(), **changes)  # type: ignore[arg-type]
     return ScoringModel(
-        name="scoring replica 0", config=config, model_path=str(policy), revision=None, trust_remote_code=False
+        name="scoring replica 0",
+        config=config,
+        model_path=str(policy),
+        revision=None,
+        trust_remote_code=False,
+        fetch=STORE.fetch,
     )
 
 
@@ -75,29 +79,13 @@ def expected(
     return answers
 
 
-def broadcast(sender: Qwen2ForCausalLM, receiver: ScoringModel, *, policy_version: int) -> tuple[ReceiverStatus, str]:
-    """One broadcast over Gloo between two threads: what the receiver reports, and the digest that was sent."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    spec = WeightGroupSpec(
-        group_name="test", host="127.0.0.1", port=port, world_size=2, backend="gloo",
-        timeout_seconds=20.0, bucket_bytes=1 << 16,
-    )  # fmt: skip
-    weights = named_weights(sender)
-    manifest = describe_tensors(weights, policy_version=policy_version)
-
-    def send() -> None:
-        group = WeightGroup(spec, rank=0)
-        broadcast_tensors(group, named_tensors=weights, manifest=manifest, device=CPU)
-        group.close()
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    receiver.join_weight_group(spec, first_rank=1)
-    status = receiver.receive_weights(manifest)
-    thread.join(timeout=20)
-    return status, manifest.digest
+def load(sender: Qwen2ForCausalLM, receiver: ScoringModel, *, policy_version: int) -> tuple[ReceiverStatus, str]:
+    """One load from the store: what the receiver reports, and the digest that was published."""
+    canary = reference_logprobs(sender, CANARY)
+    manifest = STORE.publish(
+        named_weights(sender), policy_version=policy_version, canary_token_ids=CANARY, canary_logprobs=canary
+    )
+    return receiver.load_weights(manifest, 20.0), manifest.digest
 
 
 @pytest.mark.parametrize("tokens_per_pass", [24, 10_000])
@@ -130,7 +118,7 @@ def test_weights_that_arrive_score_and_carry_their_version(policy: Path) -> None
     scorer = SelfCertaintyScorer(model, temperature=1.0, rollout_temperature=1.0)
     before = scorer.score(group)
     changed(sender, seed=1)
-    status, digest = broadcast(sender, model, policy_version=3)
+    status, digest = load(sender, model, policy_version=3)
     assert (status.policy_version, status.digest) == (3, digest)
     after = scorer.score(group)
     assert {term.policy_version for term in before} == {0}
@@ -138,88 +126,72 @@ def test_weights_that_arrive_score_and_carry_their_version(policy: Path) -> None
     certainties = [certainty.mean() for _, certainty in expected(sender, group, num_columns=NUM_TOKENIZER_ENTRIES)]
     assert [term.value for term in after] == pytest.approx(certainties, abs=1e-4)
     assert [term.value for term in before] != pytest.approx(certainties, abs=1e-2)
-    model.close()
 
 
-def test_the_canary_sees_the_weights_that_came_in(policy: Path) -> None:
-    model = make_model(policy, mode="lagged", lag_versions=2)
+def test_the_canary_agrees_with_the_learner_after_a_load_and_not_before(policy: Path) -> None:
+    model = make_model(policy)
     sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
     changed(sender, seed=2)
-    broadcast(sender, model, policy_version=1)
-    token_ids = [3, 4, 5, 6, 7]
-    with torch.no_grad():
-        log_p = sender(input_ids=torch.tensor([token_ids])).logits[0, :-1].log_softmax(dim=-1)
-    wanted = log_p.gather(1, torch.tensor(token_ids[1:])[:, None])[:, 0].numpy()
-    np.testing.assert_allclose(model.canary_logprobs(token_ids), wanted, atol=1e-4)
-    model.close()
+    wanted = reference_logprobs(sender, CANARY)
+    assert np.abs(model.canary_logprobs(CANARY) - wanted).max() > 0.01
+    status, _ = load(sender, model, policy_version=1)
+    assert status.canary_max_abs_diff is not None
+    assert status.canary_max_abs_diff < 1e-4
+    np.testing.assert_allclose(model.canary_logprobs(CANARY), wanted, atol=1e-4)
 
 
 def test_a_replica_that_missed_an_update_is_refused(policy: Path) -> None:
     model = make_model(policy)
     sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    status, _ = broadcast(sender, model, policy_version=1)
+    status, _ = load(sender, model, policy_version=1)
     changed(sender, seed=1)
-    missed = describe_tensors(named_weights(sender), policy_version=2)
+    missed = STORE.publish(named_weights(sender), policy_version=2)
     assert refusal(status, missed) == "scoring replica 0 holds policy version 1, not 2"
     pretends = replace(status, policy_version=2)
     assert "digest" in str(refusal(pretends, missed))
-    model.close()
 
 
-def test_a_broadcast_that_broke_off_forbids_scoring(policy: Path) -> None:
-    model, group = make_model(policy), make_group()
+def test_a_load_that_broke_off_forbids_scoring_until_a_whole_one_came(policy: Path) -> None:
+    store = MemoryStore()
+    model = make_model(policy)
+    model._fetch = store.fetch
     sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    broadcast(sender, model, policy_version=1)
-    manifest = describe_tensors(named_weights(sender), policy_version=2)
-    with pytest.raises(WeightSyncError):
-        model.receive_weights(manifest)  # nobody sends any more
+    manifest = store.publish(named_weights(sender), policy_version=2)
+    del store.objects[len(manifest.references) - 1]
+    with pytest.raises(SnapshotLostError):
+        model.load_weights(manifest, 20.0)
     with pytest.raises(WeightSyncError, match="broke off; it may not score"):
-        model.trajectory_statistics(group, temperature=1.0)
-    model.close()
+        model.trajectory_statistics(make_group(), temperature=1.0)
+    model.load_weights(store.publish(named_weights(sender), policy_version=2), 20.0)
+    assert len(model.trajectory_statistics(make_group(), temperature=1.0)) == 4
 
 
 def test_weights_of_another_model_are_refused(policy: Path) -> None:
     model = make_model(policy)
-    sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    broadcast(sender, model, policy_version=1)
-    other = describe_tensors({"model.other": torch.zeros(2)}, policy_version=2)
+    other = STORE.publish({"model.other": torch.zeros(2)}, policy_version=2)
     with pytest.raises(WeightSyncError, match="another model"):
-        model.receive_weights(other)
-    model.close()
+        model.load_weights(other, 20.0)
 
 
-def test_a_lagged_replica_hands_its_past_to_a_new_one_and_to_a_checkpoint(policy: Path, tmp_path: Path) -> None:
-    group = make_group()
+def test_an_average_is_not_compared_with_what_an_engine_drew(policy: Path) -> None:
+    model, group = make_model(policy), make_group()
+    scorer = SelfCertaintyScorer(model, temperature=1.0, rollout_temperature=1.0)
     sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    first, second, third = (make_model(policy, mode="lagged", lag_versions=1) for _ in range(3))
-    for version in (1, 2):
-        changed(sender, seed=version)
-        broadcast(sender, first, policy_version=version)
-        values = first.trajectory_statistics(group, temperature=1.0)
-    assert first.policy_version == 1
-    first.save_state(str(tmp_path))
-    second.import_state(first.export_state())
-    third.load_state(str(tmp_path))
-    for copy in (second, third):
-        broadcast(sender, copy, policy_version=2)
-        copied = copy.trajectory_statistics(group, temperature=1.0)
-        assert copy.policy_version == 1
-        np.testing.assert_array_equal(copied[1].self_certainty, values[1].self_certainty)
-    with pytest.raises(CheckpointError, match="scorer.mode=ema"):
-        make_model(policy, mode="ema").load_state(str(tmp_path))
-    for model in (first, second, third):
-        model.close()
+    model.load_weights(STORE.publish(named_weights(sender), policy_version=0), 20.0)  # no canary: an average
+    assert model.is_average
+    scorer.score(group)  # version 0 wrote its tokens, with other log-probabilities
+    assert scorer.take_logprob_difference() is None
 
 
-def test_logits_that_are_not_finite_are_refused(policy: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(policy: Path) -> None:
     model = make_model(policy)
     sender = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
     with torch.no_grad():
         sender.model.norm.weight[3] = math.nan
-    broadcast(sender, model, policy_version=1)
+    with pytest.raises(WeightSyncError, match="scoring replica 0: the log-probabilities of the canary are NaN"):
+        load(sender, model, policy_version=1)
     with pytest.raises(NotFiniteError, match="scoring replica 0, group 4"):
         model.trajectory_statistics(make_group(), temperature=1.0)
-    model.close()
 
 
 def test_the_difference_to_the_engine_is_taken_over_own_completions_only(policy: Path) -> None:
