@@ -1,4 +1,4 @@
-"""Ray wrappers of the rollout workers, scoring replicas and reward workers: placement and nothing else.
+"""Ray wrappers of the scoring replicas and reward workers: placement and nothing else.
 
 Heavy imports happen in `__init__`, inside the actor's own process. The classes are plain here;
 `system/runtime/placement.py` turns them into Ray actors with the resources that the config asks for.
@@ -11,54 +11,16 @@ from collections.abc import Sequence
 
 from system.config.imports import import_class
 from system.config.machine import model_folder
-from system.config.schema import BeliefConfig, ModelConfig, RewardConfig, RolloutConfig, ScorerConfig, TaskConfig
+from system.config.schema import BeliefConfig, ModelConfig, RewardConfig, ScorerConfig, TaskConfig
 from system.config.scorers import scorer_place, terms_on
 from system.interfaces import Scorer
 from system.records import (
     AnswerHypotheses,
     BeliefTrace,
-    Prompt,
-    Sampling,
     ScoredGroup,
     TrajectoryGroup,
 )
-from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
-
-
-class RolloutActor:
-    """One vLLM engine; its methods are coroutines, so that groups overlap and come back one by one."""
-
-    def __init__(self, *, name: str, rollout: RolloutConfig, model: ModelConfig, seed: int) -> None:
-        from actors.rollout.worker import RolloutWorker
-
-        self._worker = RolloutWorker(
-            name=name,
-            config=rollout,
-            model_path=str(model_folder(model.path) or model.path),
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            run_seed=seed,
-        )
-
-    async def start(self) -> int:
-        """Start the engine; returns how many weight-group ranks it takes."""
-        await self._worker.start()
-        return self._worker.num_ranks
-
-    async def generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> TrajectoryGroup:
-        return await self._worker.generate(prompt, group_id=group_id, sampling=sampling)
-
-    async def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
-        await self._worker.join_weight_group(spec, first_rank=first_rank)
-
-    async def receive_broadcast(self, manifest: WeightsManifest) -> ReceiverStatus:
-        return await self._worker.receive_broadcast(manifest)
-
-    async def load_weights(self, manifest: WeightsManifest, timeout_seconds: float) -> ReceiverStatus:
-        return await self._worker.load_weights(manifest, timeout_seconds)
-
-    async def shutdown(self) -> None:
-        await self._worker.shutdown()
+from system.weights.manifest import ReceiverStatus, WeightsManifest
 
 
 class ScoringActor:

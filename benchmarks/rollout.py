@@ -1,6 +1,6 @@
 """Tokens/s through the Ray rollout worker over tokens/s of vllm.LLM.generate for the same requests.
 
-    rollout_over_bare = tokens/s of RolloutActor behind Ray / tokens/s of vllm.LLM.generate
+    rollout_over_bare = tokens/s of RolloutWorker behind Ray / tokens/s of vllm.LLM.generate
 
 Both hold the policy of configs/demo.yaml and take turns with the same prompts, sampling and seeds, so both draw the
 same tokens (checked). The worker's figure includes Ray's transport, decoding and the records; the bare one returns
@@ -102,7 +102,7 @@ def serve_bare(connection: Connection, config: Config) -> None:
 
 
 class RayWorker:
-    """One RolloutActor in a local Ray."""
+    """One RolloutWorker in a local Ray."""
 
     def __init__(self, config: Config) -> None:
         import ray

@@ -74,7 +74,7 @@ class Trajectory:
     is_sampled: BoolArray  # bool[L]
     logprobs: FloatArray  # float32[L], nats, at sampling temperature; 0 where not sampled
     policy_versions: PolicyVersions  # of the L tokens; that of a token which was not sampled says nothing
-    text: str  # the sampled part, decoded for verifiers and readers, never tokenised again
+    text: str  # what the policy wrote, turns on lines of their own; for verifiers and readers, never tokenised again
     finish_reason: FinishReason  # of the last turn
 
     def __post_init__(self) -> None:
@@ -92,9 +92,14 @@ class Trajectory:
         return int(self.is_sampled.sum())
 
     @property
+    def turns(self) -> list[tuple[int, int]]:
+        """[start, end) of each stretch of sampled tokens."""
+        edges = np.flatnonzero(np.diff(self.is_sampled, prepend=False, append=False))
+        return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+    @property
     def num_turns(self) -> int:
-        """Stretches of sampled tokens."""
-        return int((np.diff(self.is_sampled.astype(np.int8), prepend=0) == 1).sum())
+        return len(self.turns)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -129,6 +134,11 @@ class TrajectoryGroup:
     group_id: int
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]  # G, ordered by index
+
+    @property
+    def min_policy_version(self) -> int:
+        """The oldest policy version that sampled a token of the group; -1 when none was sampled."""
+        return min((each.min_policy_version for each in self.trajectories if each.num_sampled), default=-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

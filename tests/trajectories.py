@@ -1,11 +1,27 @@
 """Trajectories for tests, from what matters in them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from system.records import FinishReason, PolicyVersions, Prompt, Trajectory, TrajectoryGroup
 from system.rollouts.rollouter import SampledTokens, TrajectoryBuilder
+
+
+class LetterTokenizer:
+    """Token n is the letter n places behind `a`."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [ord(character) - ord("a") for character in text]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return "".join(chr(ord("a") + token) for token in token_ids)
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool = True, add_generation_prompt: bool = False
+    ) -> str:
+        raise NotImplementedError
 
 
 def single_turn(
@@ -30,13 +46,13 @@ def single_turn(
             finish_reason=finish_reason,
         )
     )
-    return builder.build(index=index, text=text)
+    return replace(builder.build(index=index, tokenizer=LetterTokenizer()), text=text)
 
 
 def two_turns(*, index: int = 0) -> Trajectory:
     """prompt 3 4 | sampled 5 6 | environment 7 8 9 | sampled 10 2, with a trailing word of the environment: 11.
 
-    Written by versions 4, 5 (first turn) and 6 (second turn). Texts: "5 6" and "10", the end token has none.
+    Written by versions 4, 5 (first turn) and 6 (second turn).
     """
     return Trajectory(
         index=index,
@@ -46,7 +62,7 @@ def two_turns(*, index: int = 0) -> Trajectory:
         policy_versions=PolicyVersions(
             starts=np.array([0, 2, 3, 4, 7, 9], np.int32), versions=np.array([-1, 4, 5, -1, 6, -1], np.int32)
         ),
-        text="5610",
+        text="fg\nkc",
         finish_reason="stop",
     )
 

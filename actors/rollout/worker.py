@@ -1,6 +1,7 @@
 """A rollout worker: prompts in, groups of trajectories out, weights received from the learner.
 
-A plain class that hosts a VLLMEngine and the rollouter that asks it; actors/ray_actors.py wraps it.
+A plain class that hosts a VLLMEngine and the rollouter that asks it; made a Ray actor in system/runtime/placement.py.
+Its methods are coroutines, so that groups overlap and come back one by one.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from actors.rollout.vllm_engine import EngineSettings, VLLMEngine
+from system.config.machine import model_folder
 from system.config.schema import RolloutConfig
 from system.errors import EngineFailedError
 from system.records import (
@@ -47,9 +49,6 @@ class RolloutWorker:
         self.name = name
         self.num_ranks = config.tensor_parallel_size
         self.num_in_flight = 0  # groups
-        self.num_generated_tokens = 0
-        self.busy_seconds = 0.0  # wall time with at least one group in flight
-        self._busy_since = 0.0
         self._policy_version = NO_POLICY_VERSION
         self._sync_timeout_seconds = 0.0
         self._fetch = fetch
@@ -58,7 +57,7 @@ class RolloutWorker:
         self._engine: VLLMEngine | None = None
         self._rollouter: Rollouter = SingleTurnRollouter()
         self._settings = EngineSettings(
-            model_path=model_path,
+            model_path=str(model_folder(model_path) or model_path),
             revision=revision,
             trust_remote_code=trust_remote_code,
             device=config.device,
@@ -79,8 +78,8 @@ class RolloutWorker:
         """Version of the weights that were received last; NO_POLICY_VERSION before the first update."""
         return self._policy_version
 
-    async def start(self) -> None:
-        """Load the model and warm up. Raises EngineFailedError, DeadlineError."""
+    async def start(self) -> int:
+        """Load the model and warm up; returns `num_ranks`. Raises EngineFailedError, DeadlineError."""
         self._engine = await VLLMEngine.start(self._settings)
         try:
             await self._engine.set_policy_version(NO_POLICY_VERSION)
@@ -88,8 +87,9 @@ class RolloutWorker:
         except BaseException:
             await self.shutdown()
             raise
+        return self.num_ranks
 
-    async def generate(self, prompt: Prompt, *, group_id: int, sampling: Sampling) -> TrajectoryGroup:
+    async def generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> TrajectoryGroup:
         """Draw `sampling.num_completions` trajectories for `prompt`; cancelling the call aborts them.
 
         The result depends on (weights, prompt, sampling, group_id) only. Raises EngineFailedError when the
@@ -105,17 +105,16 @@ class RolloutWorker:
                 f"sampling.max_tokens is {sampling.max_tokens}, "
                 f"expected 1 to rollout.max_completion_tokens = {self._max_completion_tokens}"
             )
-        self._enter()
+        self.num_in_flight += 1
         try:
             trajectories = await self._rollouter.generate(
                 prompt, group_id=group_id, sampling=sampling, engine=self._running_engine()
             )
         finally:
-            self._leave()
-        self.num_generated_tokens += sum(trajectory.num_sampled for trajectory in trajectories)
+            self.num_in_flight -= 1
         return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=trajectories)
 
-    async def join_weight_group(self, spec: WeightGroupSpec, *, first_rank: int) -> None:
+    async def join_weight_group(self, spec: WeightGroupSpec, first_rank: int) -> None:
         """Join as ranks first_rank .. first_rank + num_ranks - 1, leaving the former group."""
         await self._running_engine().join_weight_group(spec, first_rank=first_rank)
         self._sync_timeout_seconds = spec.timeout_seconds
@@ -181,13 +180,3 @@ class RolloutWorker:
         if self._engine is None:
             raise EngineFailedError(f"{self.name} is not running")
         return self._engine
-
-    def _enter(self) -> None:
-        if self.num_in_flight == 0:
-            self._busy_since = time.monotonic()
-        self.num_in_flight += 1
-
-    def _leave(self) -> None:
-        self.num_in_flight -= 1
-        if self.num_in_flight == 0:
-            self.busy_seconds += time.monotonic() - self._busy_since

@@ -301,16 +301,9 @@ def _trajectory_as_json(trajectory: Trajectory, *, terms: Sequence[RewardTerm]) 
         "policy_version_starts": trajectory.policy_versions.starts.tolist(),
         "policy_versions": trajectory.policy_versions.versions.tolist(),
         "token_ids": trajectory.token_ids.tolist(),
-        "sampled_spans": _spans(trajectory),
+        "sampled_spans": [list(turn) for turn in trajectory.turns],
         "logprobs": [round(float(logprob), 6) for logprob in trajectory.logprobs[trajectory.is_sampled]],
     }
-
-
-def _spans(trajectory: Trajectory) -> list[list[int]]:
-    """[start, end) of each stretch of sampled tokens."""
-    edges = np.flatnonzero(np.diff(trajectory.is_sampled, prepend=False, append=False))
-    spans: list[list[int]] = edges.reshape(-1, 2).tolist()
-    return spans
 
 
 def _unknown_version() -> PolicyVersions:

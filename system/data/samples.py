@@ -152,7 +152,4 @@ def make_sample(trajectory: Trajectory, *, group_id: int, advantages: FloatArray
 
 def staleness(groups: Sequence[ScoredGroup], *, policy_version: int) -> list[int]:
     """For each group, how many versions its oldest sampled token is behind the policy that is about to be trained."""
-    return [
-        policy_version - min(trajectory.min_policy_version for trajectory in scored.group.trajectories)
-        for scored in groups
-    ]
+    return [policy_version - scored.group.min_policy_version for scored in groups]

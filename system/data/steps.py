@@ -27,16 +27,18 @@ class TrajectorySteps:
 
 
 def trajectory_steps(trajectory: Trajectory, *, task: Task, tokenizer: Tokenizer) -> TrajectorySteps:
-    """The task's steps of one trajectory; a step that ends within a token ends behind it, and one without is joined."""
+    """The task's steps of one trajectory; a turn ends a step as well.
+
+    A step that ends within a token ends behind it, and one without a token is joined with the next.
+    """
     num_tokens = trajectory.num_sampled
     if num_tokens == 0:
         return TrajectorySteps(ends=np.zeros(0, np.int32), asked=np.zeros(1, np.int32))
     reasoning_end = task.reasoning_end(trajectory.text)
     cuts = [cut for cut in task.cut_steps(trajectory.text) if cut < reasoning_end]
-    offsets = token_offsets(
-        [*cuts, reasoning_end], token_ids=trajectory.sampled_token_ids.tolist(), tokenizer=tokenizer
-    )
-    distinct = sorted({0, *offsets})
+    *offsets, asked_last = token_offsets([*cuts, reasoning_end], trajectory=trajectory, tokenizer=tokenizer)
+    turn_ends = np.cumsum([end - start for start, end in trajectory.turns]).tolist()
+    distinct = sorted({0, *offsets, *(end for end in turn_ends if end < asked_last), asked_last})
     inner_ends = distinct[1:-1]
     return TrajectorySteps(
         ends=np.array([*inner_ends, num_tokens], np.int32), asked=np.array([0, *inner_ends, distinct[-1]], np.int32)
@@ -52,21 +54,33 @@ def positions_behind(trajectory: Trajectory, *, num_sampled: IntArray) -> IntArr
     return behind[num_sampled].astype(np.int32)
 
 
-def token_offsets(characters: Sequence[int], *, token_ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """For each offset in the text of `token_ids`, how many tokens it takes to write that much of it."""
-    lengths = _TextLengths(token_ids, tokenizer)
-    return [bisect_left(lengths, offset) for offset in characters]
+def token_offsets(characters: Sequence[int], *, trajectory: Trajectory, tokenizer: Tokenizer) -> list[int]:
+    """For each offset in the trajectory's text, how many sampled tokens it takes to write that much of it."""
+    lengths = _WrittenLengths(trajectory, tokenizer)
+    return [min(bisect_left(lengths, offset), trajectory.num_sampled) for offset in characters]
 
 
-class _TextLengths(Sequence[int]):
-    """len(text of the first n tokens), n = 0 .. T, decoded when it is looked at: a bisection looks at few."""
+class _WrittenLengths(Sequence[int]):
+    """Characters that are complete after n sampled tokens, n = 0 .. num_sampled; the line break ends a turn.
 
-    def __init__(self, token_ids: Sequence[int], tokenizer: Tokenizer) -> None:
-        self._token_ids = token_ids
+    Decoded when it is looked at: a bisection looks at few.
+    """
+
+    def __init__(self, trajectory: Trajectory, tokenizer: Tokenizer) -> None:
+        self._turns = [trajectory.token_ids[start:end].tolist() for start, end in trajectory.turns]
         self._tokenizer = tokenizer
 
     def __len__(self) -> int:
-        return len(self._token_ids) + 1
+        return sum(map(len, self._turns)) + 1
 
     def __getitem__(self, number: int) -> int:  # type: ignore[override]  # bisect asks for single ones
-        return len(self._tokenizer.decode(self._token_ids[:number], skip_special_tokens=True))
+        length = 0
+        for index, turn in enumerate(self._turns):
+            text = self._tokenizer.decode(turn[:number], skip_special_tokens=True)
+            if number < len(turn):
+                # the bytes of one character may be spread over tokens: it is complete with the last of them
+                return length + len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+            is_last = index == len(self._turns) - 1
+            length += len(text) + (0 if is_last else 1)
+            number -= len(turn)
+        return length

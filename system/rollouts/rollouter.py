@@ -67,6 +67,7 @@ class TrajectoryBuilder:
         self._logprobs = [np.zeros(len(prompt_token_ids), np.float32)]
         self._version_starts, self._versions = [0], [-1]
         self._num_tokens = len(prompt_token_ids)
+        self._turns: list[list[int]] = []
         self._finish_reason: FinishReason = "stop"
 
     @property
@@ -79,6 +80,7 @@ class TrajectoryBuilder:
         self._version_starts += [self._num_tokens + start for start in sampled.version_starts]
         self._versions += sampled.versions
         self._append(sampled.token_ids, logprobs=np.asarray(sampled.logprobs, np.float32), is_sampled=True)
+        self._turns.append(list(sampled.token_ids))
         self._finish_reason = sampled.finish_reason
 
     def append_environment(self, token_ids: Sequence[int]) -> None:
@@ -87,8 +89,8 @@ class TrajectoryBuilder:
         self._versions.append(-1)
         self._append(token_ids, logprobs=np.zeros(len(token_ids), np.float32), is_sampled=False)
 
-    def build(self, *, index: int, text: str) -> Trajectory:
-        """The trajectory; `text` is that of its sampled tokens."""
+    def build(self, *, index: int, tokenizer: Tokenizer) -> Trajectory:
+        """The trajectory; its text is what the policy wrote, each turn on lines of its own."""
         return Trajectory(
             index=index,
             token_ids=np.concatenate(self._token_ids),
@@ -97,7 +99,7 @@ class TrajectoryBuilder:
             policy_versions=PolicyVersions(
                 starts=np.array(self._version_starts, np.int32), versions=np.array(self._versions, np.int32)
             ),
-            text=text,
+            text="\n".join(tokenizer.decode(turn, skip_special_tokens=True) for turn in self._turns),
             finish_reason=self._finish_reason,
         )
 

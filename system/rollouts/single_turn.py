@@ -18,6 +18,5 @@ class SingleTurnRollouter:
         for index, sampled in enumerate(drawn):
             builder = TrajectoryBuilder(prompt.token_ids)
             builder.append_sampled(sampled)
-            text = engine.tokenizer.decode(sampled.token_ids, skip_special_tokens=True)
-            trajectories.append(builder.build(index=index, text=text))
+            trajectories.append(builder.build(index=index, tokenizer=engine.tokenizer))
         return tuple(trajectories)

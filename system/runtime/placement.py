@@ -15,7 +15,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.ray_actors import RewardActor, RolloutActor, ScoringActor
+from actors.ray_actors import RewardActor, ScoringActor
+from actors.rollout.worker import RolloutWorker
 from learner.worker import LearnerWorker
 from system.config.machine import joins_cluster, model_folder
 from system.config.resources import actor_needs, max_candidates, uses_beliefs
@@ -92,14 +93,17 @@ class Placement:
 
     def create_rollout_actor(self, name: str) -> ActorHandle:
         needs = self._needs["rollout worker"]
-        actor = ray.remote(RolloutActor).options(
+        actor = ray.remote(RolloutWorker).options(
             num_cpus=needs.cpus, num_gpus=needs.gpus, max_concurrency=10_000, max_restarts=0
         )
+        model = self._config.model
         return actor.remote(
             name=name,
-            rollout=self._config.rollout,
-            model=self._config.model,
-            seed=self._config.run.seed,
+            config=self._config.rollout,
+            model_path=model.path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            run_seed=self._config.run.seed,
         )
 
     def create_scoring_actor(self, name: str) -> ActorHandle:

@@ -1,14 +1,15 @@
 """Where steps end in tokens and where the policy is asked, with character tokens and with longer ones."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from system.data.steps import token_offsets, trajectory_steps
+from system.data.steps import positions_behind, token_offsets, trajectory_steps
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
 from system.interfaces import Task
-from tests.trajectories import single_turn
+from tests.trajectories import single_turn, two_turns
 
 END = -1
 
@@ -77,6 +78,40 @@ def test_thought_ends_at_its_mark() -> None:
     assert steps_of(pieces, task=MathTask()) == ([1, 5], [0, 1, 2])
 
 
+class ByteTokenizer(PieceTokenizer):
+    """Token n is the byte n."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        return bytes(token for token in token_ids if token != END).decode(errors="replace")
+
+
+def test_a_character_is_written_when_the_last_of_its_bytes_is() -> None:
+    text = "né\n\N{SNOWMAN}\n#1"  # é has two bytes, the snowman three
+    trajectory = single_turn([*text.encode(), END], text=text)
+    assert token_offsets([1, 2, 3, 4, 5], trajectory=trajectory, tokenizer=ByteTokenizer()) == [1, 3, 4, 7, 8]
+    steps = trajectory_steps(trajectory, task=Gsm8kChainsTask(), tokenizer=ByteTokenizer())
+    assert (steps.ends.tolist(), steps.asked.tolist()) == ([4, 11], [0, 4, 8])
+
+
+def test_a_text_that_its_tokens_do_not_give_ends_with_them() -> None:
+    trajectory = single_turn([0], text="a text from elsewhere")
+    assert token_offsets([50], trajectory=trajectory, tokenizer=PieceTokenizer("a text")) == [1]
+
+
+def test_a_turn_ends_a_step_and_what_the_environment_says_is_no_step() -> None:
+    # prompt 3 4 | "5" "6" | environment 7 8 9 | "10" end | environment 11
+    tokenizer = PieceTokenizer(*[str(number) for number in range(12)])
+    trajectory = replace(two_turns(), text="56\n10")
+    tokens = trajectory.token_ids.copy()
+    tokens[8] = END
+    trajectory = replace(trajectory, token_ids=tokens)
+    assert token_offsets([1, 2, 3, 4, 5], trajectory=trajectory, tokenizer=tokenizer) == [1, 2, 2, 3, 3]
+    steps = trajectory_steps(trajectory, task=Gsm8kChainsTask(), tokenizer=tokenizer)
+    assert (steps.ends.tolist(), steps.asked.tolist()) == ([2, 4], [0, 2, 3])
+    # asked behind the prompt, behind the first turn (before the environment answers) and behind the last word
+    assert positions_behind(trajectory, num_sampled=steps.asked).tolist() == [2, 4, 8]
+
+
 def test_offsets_look_at_few_prefixes_of_a_long_text() -> None:
     tokenizer = PieceTokenizer(*["ab"] * 3000)
     num_decoded = 0
@@ -88,5 +123,7 @@ def test_offsets_look_at_few_prefixes_of_a_long_text() -> None:
         return decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     tokenizer.decode = counting  # type: ignore[method-assign]
-    assert token_offsets([0, 1, 2, 5999, 6000], token_ids=range(3000), tokenizer=tokenizer) == [0, 1, 1, 3000, 3000]
+    trajectory = single_turn(range(3000), text="ab" * 3000)
+    offsets = token_offsets([0, 1, 2, 5999, 6000], trajectory=trajectory, tokenizer=tokenizer)
+    assert offsets == [0, 1, 1, 3000, 3000]
     assert num_decoded < 5 * 13

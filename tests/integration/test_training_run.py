@@ -80,7 +80,7 @@ def test_two_workers_one_losing_its_engine_and_one_dying_give_the_same_metrics(
     arguments = command(tmp_path, rollout__num_workers=2, rollout__cpus_per_worker=0.25)
     with started(arguments, log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
-        workers = [child for child in processes_of(process.pid) if "RolloutActor" in " ".join(child.cmdline())]
+        workers = [child for child in processes_of(process.pid) if "RolloutWorker" in " ".join(child.cmdline())]
         assert len(workers) == 2
         [engine] = [child for child in workers[0].children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
         engine.kill()

@@ -9,19 +9,12 @@ import pytest
 from system.records import Prompt, Sampling, Trajectory
 from system.rollouts.rollouter import SampledTokens, TrajectoryBuilder, group_seed
 from system.rollouts.single_turn import SingleTurnRollouter
-from tests.trajectories import two_turns
+from tests.trajectories import LetterTokenizer, two_turns
 
 PROMPT = Prompt(
     prompt_id="p", token_ids=np.array([3, 4], np.int32), text="1+1:", reference_answer="2", task="gsm8k_chains"
 )
 SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=4, num_completions=3, seed=11)
-
-
-class LetterTokenizer:
-    """Token n is the letter n places behind `a`."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        return "".join(chr(ord("a") + token) for token in token_ids)
 
 
 @dataclass
@@ -46,7 +39,7 @@ class FakeEngine:
 
 
 def generate(engine: FakeEngine, sampling: Sampling) -> tuple[Trajectory, ...]:
-    return asyncio.run(SingleTurnRollouter().generate(PROMPT, group_id=5, sampling=sampling, engine=engine))  # type: ignore[arg-type]
+    return asyncio.run(SingleTurnRollouter().generate(PROMPT, group_id=5, sampling=sampling, engine=engine))
 
 
 def test_a_single_turn_is_the_prompt_and_then_what_was_sampled() -> None:
@@ -85,12 +78,12 @@ def test_turns_of_policy_and_environment_are_kept_apart() -> None:
     assert builder.token_ids == [3, 4, 5, 6, 7, 8, 9]  # what the policy reads next, as it stands
     builder.append_sampled(sampled([10, 2], [-1.0, -0.125], [6]))
     builder.append_environment([11])
-    built, expected = builder.build(index=0, text="5610"), two_turns()
+    built, expected = builder.build(index=0, tokenizer=LetterTokenizer()), two_turns()
     for name in ("token_ids", "is_sampled", "logprobs"):
         np.testing.assert_array_equal(getattr(built, name), getattr(expected, name))
     np.testing.assert_array_equal(built.policy_versions.starts, expected.policy_versions.starts)
     np.testing.assert_array_equal(built.policy_versions.versions, expected.policy_versions.versions)
-    assert built.num_turns == 2
+    assert (built.text, built.num_turns, built.turns) == (expected.text, 2, [(2, 4), (7, 9)])
 
 
 def test_what_a_trajectory_says_of_itself_counts_sampled_tokens_alone() -> None:

@@ -35,7 +35,6 @@ def test_a_group_is_complete_and_describes_itself(rollout: Rollout) -> None:
     worker = rollout.worker("tied")
     rollout.run(rollout.publish(rollout.base_model("tied"), "tied", policy_version=7))
     tokenizer = AutoTokenizer.from_pretrained(rollout.folders["tied"])
-    tokens_before, seconds_before = worker.num_generated_tokens, worker.busy_seconds
     sampling = dataclasses.replace(SAMPLING, max_tokens=448, num_completions=8, temperature=1.0)
     group = rollout.run(worker.generate(PROMPT, group_id=5, sampling=sampling))
     assert (group.group_id, group.prompt) == (5, PROMPT)
@@ -57,8 +56,6 @@ def test_a_group_is_complete_and_describes_itself(rollout: Rollout) -> None:
     assert {one.finish_reason for one in group.trajectories} == {"stop", "length"}
     assert len(set(bits(group))) == 8
     assert worker.num_in_flight == 0
-    assert worker.num_generated_tokens - tokens_before == sum(one.num_sampled for one in group.trajectories)
-    assert worker.busy_seconds > seconds_before
 
 
 def test_greedy_completions_are_the_most_likely_tokens(rollout: Rollout) -> None:

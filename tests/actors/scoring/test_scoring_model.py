@@ -24,7 +24,7 @@ from tests.tiny_policies import (
     named_weights,
     reference_logprobs,
 )
-from tests.trajectories import single_turn
+from tests.trajectories import group_of, single_turn, two_turns
 from tests.weights.memory_store import MemoryStore
 
 STORE = MemoryStore()
@@ -65,13 +65,13 @@ def make_group(lengths: tuple[int, ...] = (5, 9, 1, 14), *, version: int = 0) ->
 def expected(
     model: Qwen2ForCausalLM, group: TrajectoryGroup, *, num_columns: int
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """(log-probability over all columns, self-certainty over `num_columns`) of each completion, in float64."""
+    """Of each trajectory's sampled tokens: (log-probability over all columns, self-certainty over `num_columns`)."""
     answers = []
     for trajectory in group.trajectories:
         ids = torch.from_numpy(trajectory.token_ids).long()
         with torch.no_grad():
-            logits = model(input_ids=ids[None]).logits[0, len(group.prompt.token_ids) - 1 : -1].double()
-        targets = ids[len(group.prompt.token_ids) :]
+            logits = model(input_ids=ids[None]).logits[0, :-1].double()[trajectory.is_sampled[1:]]
+        targets = ids[trajectory.is_sampled]
         logprobs = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
         real = logits[:, :num_columns]
         certainty = real.logsumexp(dim=-1) - real.mean(dim=-1) - math.log(num_columns)
@@ -88,6 +88,11 @@ def load(sender: Qwen2ForCausalLM, receiver: ScoringModel, *, policy_version: in
     return receiver.load_weights(manifest, 20.0), manifest.digest
 
 
+def with_two_turns(group: TrajectoryGroup) -> TrajectoryGroup:
+    """The group and a trajectory in which the environment speaks between two turns, and last."""
+    return replace(group, trajectories=(*group.trajectories, two_turns(index=len(group.trajectories))))
+
+
 @pytest.mark.parametrize("tokens_per_pass", [24, 10_000])
 @pytest.mark.parametrize("mask_padded_vocab", [True, False])
 def test_statistics_are_those_of_plain_transformers(
@@ -95,7 +100,7 @@ def test_statistics_are_those_of_plain_transformers(
 ) -> None:
     model = make_model(policy, tokens_per_pass=tokens_per_pass, mask_padded_vocab=mask_padded_vocab)
     reference = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    group = make_group()
+    group = with_two_turns(make_group())
     num_columns = NUM_TOKENIZER_ENTRIES if mask_padded_vocab else NUM_EMBEDDINGS
     statistics = model.trajectory_statistics(group, temperature=1.0)
     for each, (logprobs, certainty) in zip(
@@ -209,3 +214,15 @@ def test_the_difference_to_the_engine_is_taken_over_own_completions_only(policy:
     scorer.score(replace(group, trajectories=tuple(drawn)))
     assert scorer.take_logprob_difference() == pytest.approx(0.0, abs=1e-5)
     assert scorer.take_logprob_difference() is None
+
+
+def test_the_certainty_of_two_turns_is_the_mean_over_their_sampled_tokens(policy: Path) -> None:
+    model, group = make_model(policy, mask_padded_vocab=False), group_of(two_turns())
+    scorer = SelfCertaintyScorer(model, temperature=1.0, rollout_temperature=1.0)
+    [term] = scorer.score(group)
+    [(_, certainty)] = expected(
+        Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32), group, num_columns=NUM_EMBEDDINGS
+    )
+    assert len(certainty) == 4
+    assert term.value == pytest.approx(certainty.mean(), abs=1e-4)
+    assert scorer.take_logprob_difference() is None  # three versions wrote it, none of them the replica's
