@@ -137,7 +137,9 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
     import torch
 
     from learner.learner import PackedInputs
-    from system.losses.clipped_surrogate import clipped_surrogate
+    from system.losses.base import LossInputs
+    from system.losses.clipped_surrogate import ClippedSurrogate
+    from system.losses.options import ClippedSurrogateOptions
     from system.numerics.policy_model import load_policy_model
 
     model = load_policy_model(
@@ -149,20 +151,22 @@ def time_training(connection: Connection, config: Config, batches: list[list[tup
         gradient_checkpointing=False,
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learner.learning_rate)
+    surrogate = ClippedSurrogate(ClippedSurrogateOptions())
     seconds = []
     for rows in batches:
         batch = packed(rows, tokens_per_microbatch=config.batch.tokens_per_microbatch)
         start = time.perf_counter()
-        for micro_batch in batch.micro_batches[0]:
+        for micro_batch in batch.steps_by_rank[0][0].micro_batches:
             inputs = PackedInputs(micro_batch, device=torch.device("cpu"))
             statistics = inputs.forward(model, temperature=1.0)
-            loss = clipped_surrogate(
-                statistics.logprobs,
-                rollout_logprobs=statistics.logprobs.detach(),
-                advantages=inputs.advantages,
-                clip_low=0.2,
-                clip_high=0.2,
-                importance_cap=2.0,
+            loss = surrogate(
+                LossInputs(
+                    logprobs=statistics.logprobs,
+                    rollout_logprobs=statistics.logprobs.detach(),
+                    advantages=inputs.advantages,
+                    sequence_index=inputs.sequence_index,
+                    num_sequences=len(inputs.sequence_starts) - 1,
+                )
             ).loss
             (loss.sum() / batch.num_loss_tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.learner.max_grad_norm)

@@ -4,6 +4,7 @@ DeepSpeed is imported when the engine starts, because it fixes its accelerator a
 """
 
 import logging
+import math
 import os
 import pickle
 import re
@@ -71,22 +72,29 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss * self._num_ranks)
 
-    def step(self, *, learning_rate: float) -> float:
-        """Clips, updates the parameters, clears the gradients. Returns the global norm before clipping."""
+    def step(self, *, learning_rate: float) -> float | None:
+        """Clips, updates the parameters, clears the gradients. Returns the global norm before clipping.
+
+        None: the norm is NaN or infinite, so that nothing but the gradients was changed, on no rank.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         norm_before_clipping = self._plain_gradient_norm()
-        self._engine.step()
         if norm_before_clipping is None:
-            norm_before_clipping = self._engine.get_global_grad_norm()
-        return float(norm_before_clipping)
+            self._engine.step()  # checks the norm over all ranks itself
+            return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else None
+        if not math.isfinite(norm_before_clipping):
+            self._engine.zero_grad()
+            return None
+        self._engine.step()
+        return norm_before_clipping
 
-    def _plain_gradient_norm(self) -> Tensor | None:
-        """The norm where DeepSpeed clips plain `.grad`s without keeping it: float32 without ZeRO."""
+    def _plain_gradient_norm(self) -> float | None:
+        """The norm where DeepSpeed clips plain `.grad`s and neither keeps nor checks it: float32 without ZeRO."""
         if self._config.zero_stage > 0 or self._config.dtype != "float32":
             return None
         gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def gather_rows(self, row: Tensor) -> Tensor:
         """All ranks' `row` [K] as [num_ranks, K], by one collective."""

@@ -1,6 +1,7 @@
-"""One learner rank: takes packed micro-batches, makes one optimizer step, hands out weights.
+"""One learner rank: takes packed micro-batches, makes the optimizer steps of a batch, hands out weights.
 
-Plain class; worker.py adds what publishes its weights. It knows no algorithm beyond the loss: advantages arrive ready.
+Plain class; worker.py adds what publishes its weights. It knows no algorithm: advantages arrive ready, and the loss is
+one object.
 
 | call                                                        | who calls it                        |
 |-------------------------------------------------------------|-------------------------------------|
@@ -11,7 +12,6 @@ Plain class; worker.py adds what publishes its weights. It knows no algorithm be
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,16 +22,18 @@ from learner.checkpoint import LearnerState, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
 from learner.export import export_hf
 from learner.schedule import learning_rate_at
-from learner.step_statistics import StepStatistics, step_metrics
-from system.config.schema import AlgorithmConfig, LearnerConfig
+from learner.step_statistics import StepClock, StepStatistics, step_metrics
+from system.config.losses import make_loss
+from system.config.schema import LearnerConfig, LossConfig
 from system.data.file_stamps import FileStamp
-from system.losses.clipped_surrogate import clipped_surrogate
+from system.errors import GradientError
+from system.losses.base import Loss, LossInputs
 from system.losses.kl import k3_kl
 from system.numerics.logprobs import TokenStatistics, require_finite
 from system.numerics.masking import loss_token_weights, sequence_index, weighted_sum
 from system.numerics.packed_attention import PackedLayout
 from system.numerics.policy_model import PolicyModel, load_policy_model, persistent_buffers, sequence_statistics
-from system.records import FloatArray, PackedMicroBatch, StepResult
+from system.records import FloatArray, OptimizerStep, PackedMicroBatch, StepResult
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,27 +47,31 @@ class Learner:
         rank: int,
         num_ranks: int,
         config: LearnerConfig,
-        algorithm: AlgorithmConfig,
+        loss: LossConfig,
         model_path: str,
         revision: str | None,
         trust_remote_code: bool,
         num_updates: int,
+        optimizer_steps: int,
         temperature: float,
     ) -> None:
         self._rank = rank
         self._num_ranks = num_ranks
         self._config = config
-        self._algorithm = algorithm
+        self._loss_config = loss
+        self._loss: Loss = make_loss(loss)
         self._model_path = model_path
         self._revision = revision
         self._trust_remote_code = trust_remote_code
         self._num_updates = num_updates
+        self._optimizer_steps = optimizer_steps
         self._temperature = temperature
         self._policy_version = 0
+        self._num_skipped_in_a_row = 0
 
     @property
     def policy_version(self) -> int:
-        """Optimizer steps taken since the initial weights."""
+        """Batches that changed the weights since the initial ones."""
         return self._policy_version
 
     def start(self, *, host: str, port: int) -> None:
@@ -75,7 +81,7 @@ class Learner:
         policy = self._load_model(gradient_checkpointing=self._config.gradient_checkpointing)
         self._buffers = persistent_buffers(policy)
         self._reference: PolicyModel | None = None
-        if self._algorithm.kl_coefficient > 0:
+        if self._loss_config.kl_coefficient > 0:
             self._reference = self._load_model(gradient_checkpointing=False).requires_grad_(False)
         self._engine = DeepSpeedEngine(policy, config=self._config, rank=self._rank, num_ranks=self._num_ranks)
 
@@ -89,89 +95,93 @@ class Learner:
             gradient_checkpointing=gradient_checkpointing,
         )
 
-    def train_step(
-        self, micro_batches: Sequence[PackedMicroBatch], *, num_loss_tokens: int, num_sequences: int
-    ) -> StepResult:
-        """One optimizer step on this rank's micro-batches (as many as every other rank's).
+    def train_step(self, steps: Sequence[OptimizerStep]) -> StepResult:
+        """This rank's part of the optimizer steps of one batch, then one policy version more.
 
-        The denominators are those of the whole step over all ranks. Metrics are global and equal on all ranks.
+        An optimizer step whose gradient is NaN or infinite is skipped, on all ranks alike; when all of them are,
+        the version stays. Metrics are global and equal on all ranks. Raises GradientError after
+        learner.max_skipped_steps skipped steps in a row.
         """
-        started = time.perf_counter()
-        seconds = {"forward": 0.0, "backward": 0.0}
         statistics = StepStatistics(device=self._engine.device)
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            mark = time.perf_counter()
-            loss = self._loss(
-                micro_batch, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences, statistics=statistics
-            )
-            self._engine.synchronise()
-            seconds["forward"] += time.perf_counter() - mark
-            mark = time.perf_counter()
-            self._engine.backward(loss, is_last=number == len(micro_batches))
-            self._engine.synchronise()
-            seconds["backward"] += time.perf_counter() - mark
-        learning_rate = learning_rate_at(
-            self._policy_version,
-            num_updates=self._num_updates,
+        clock = StepClock(self._engine.synchronise)
+        norms = []
+        for number, step in enumerate(steps):
+            for position, micro_batch in enumerate(step.micro_batches, start=1):
+                with clock.phase("forward"):
+                    loss = self._share_of_loss(micro_batch, step=step, statistics=statistics)
+                with clock.phase("backward"):
+                    self._engine.backward(loss, is_last=position == len(step.micro_batches))
+            learning_rate = self._learning_rate(number)
+            with clock.phase("optimizer"):
+                norms.append(self._engine.step(learning_rate=learning_rate))
+            self._count_skipped(norms[-1])
+        has_new_weights = any(norm is not None for norm in norms)
+        self._policy_version += has_new_weights
+        metrics = step_metrics(
+            self._engine.gather_rows(statistics.row(seconds=clock.seconds())),
+            learning_rate=learning_rate,
+            gradient_norms=norms,
+            num_sequences=sum(step.num_sequences for step in steps),
+            num_microbatches=sum(len(step.micro_batches) for step in steps),
+            has_reference=self._reference is not None,
+        )
+        return StepResult(policy_version=self._policy_version, has_new_weights=has_new_weights, metrics=metrics)
+
+    def _learning_rate(self, number: int) -> float:
+        """Of optimizer step `number` of the batch."""
+        return learning_rate_at(
+            self._policy_version * self._optimizer_steps + number,
+            num_steps=self._num_updates * self._optimizer_steps,
             peak=self._config.learning_rate,
             warmup_ratio=self._config.warmup_ratio,
             final_ratio=self._config.final_lr_ratio,
         )
-        mark = time.perf_counter()
-        gradient_norm = self._engine.step(learning_rate=learning_rate)
-        self._engine.synchronise()
-        seconds["optimizer"] = time.perf_counter() - mark
-        self._policy_version += 1
-        seconds["step"] = time.perf_counter() - started
-        metrics = step_metrics(
-            self._engine.gather_rows(statistics.row(seconds=seconds)),
-            learning_rate=learning_rate,
-            gradient_norm=gradient_norm,
-            num_sequences=num_sequences,
-            num_microbatches=len(micro_batches),
-            has_reference=self._reference is not None,
-        )
-        return StepResult(policy_version=self._policy_version, metrics=metrics)
 
-    def _loss(
-        self,
-        micro_batch: PackedMicroBatch,
-        *,
-        num_loss_tokens: int,
-        num_sequences: int,
-        statistics: StepStatistics,
+    def _count_skipped(self, gradient_norm: float | None) -> None:
+        self._num_skipped_in_a_row = 0 if gradient_norm is not None else self._num_skipped_in_a_row + 1
+        if self._num_skipped_in_a_row > self._config.max_skipped_steps:
+            raise GradientError(
+                f"the gradient was NaN or infinite in {self._num_skipped_in_a_row} optimizer steps in a row, at policy "
+                f"version {self._policy_version}; the weights are those of the last good step. Fix: look at the loss, "
+                "the advantages and learner.learning_rate, or raise learner.max_skipped_steps"
+            )
+
+    def _share_of_loss(
+        self, micro_batch: PackedMicroBatch, *, step: OptimizerStep, statistics: StepStatistics
     ) -> Tensor:
-        """This micro-batch's share of the global loss: sum_t w_t (surrogate_t + kl_t - entropy bonus_t)."""
+        """This micro-batch's share of the step's loss: sum_t w_t (loss_t + kl_t - entropy bonus_t)."""
         inputs = PackedInputs(micro_batch, device=self._engine.device)
         current = inputs.forward(self._engine.module, temperature=self._temperature)
         require_finite(current, what=f"learner rank {self._rank}, policy version {self._policy_version}")
-        policy_loss = clipped_surrogate(
-            current.logprobs,
-            rollout_logprobs=inputs.rollout_logprobs,
-            advantages=inputs.advantages,
-            clip_low=self._algorithm.clip_low,
-            clip_high=self._algorithm.clip_high,
-            importance_cap=self._algorithm.importance_cap,
+        outputs = self._loss(
+            LossInputs(
+                logprobs=current.logprobs,
+                rollout_logprobs=inputs.rollout_logprobs,
+                advantages=inputs.advantages,
+                sequence_index=inputs.sequence_index,
+                num_sequences=len(inputs.sequence_starts) - 1,
+            )
         )
-        token_loss = policy_loss.loss
+        token_loss = outputs.loss
         reference_kl = None
         if self._reference is not None:
             with torch.no_grad():
                 reference = inputs.forward(self._reference, temperature=self._temperature)
             reference_kl = k3_kl(current.logprobs, reference_logprobs=reference.logprobs)
-            token_loss = token_loss + self._algorithm.kl_coefficient * reference_kl
-        if self._algorithm.entropy_coefficient != 0:
-            token_loss = token_loss - self._algorithm.entropy_coefficient * current.entropy
+            token_loss = token_loss + self._loss_config.kl_coefficient * reference_kl
+        if self._loss_config.entropy_coefficient != 0:
+            token_loss = token_loss - self._loss_config.entropy_coefficient * current.entropy
         weights = loss_token_weights(
             inputs.loss_mask,
             sequence_starts=inputs.sequence_starts,
-            denominator=self._algorithm.loss_denominator,
-            num_loss_tokens=num_loss_tokens,
-            num_sequences=num_sequences,
+            denominator=self._loss_config.denominator,
+            num_loss_tokens=step.num_loss_tokens,
+            num_sequences=step.num_sequences,
+            constant_length=self._loss_config.constant_length,
         )
         loss = weighted_sum(token_loss, weights=weights[inputs.loss_index])
         statistics.add(
-            policy_loss,
+            outputs,
             loss=loss,
             num_tokens=len(micro_batch.token_ids),
             logprobs=current.logprobs,
@@ -248,8 +258,8 @@ class PackedInputs:
         self.loss_index = self.loss_mask.nonzero()[:, 0]  # packed positions
         self.rollout_logprobs = torch.tensor(micro_batch.rollout_logprobs).to(device)[self.loss_index]
         self.advantages = torch.tensor(micro_batch.advantages).to(device)[self.loss_index]
-        versions = torch.tensor(micro_batch.min_policy_versions).to(device)
-        self.min_policy_versions = versions[sequence_index(self.sequence_starts)[self.loss_index]]
+        self.sequence_index = sequence_index(self.sequence_starts)[self.loss_index]
+        self.min_policy_versions = torch.tensor(micro_batch.min_policy_versions).to(device)[self.sequence_index]
 
     def forward(self, model: torch.nn.Module, *, temperature: float) -> TokenStatistics:
         # Token t is predicted by the hidden state of token t - 1.

@@ -1,21 +1,24 @@
-"""What one optimizer step reports: sums over loss tokens, gathered from all ranks by one collective.
+"""What the optimizer steps of one batch report: sums over loss tokens, gathered from all ranks by one collective.
 
 The mismatch metrics compare the learner with the policy that wrote the tokens, separately for sequences written
 by the current version (`fresh`) and by older ones (`stale`): mismatch on fresh tokens comes from the engine's
 arithmetic or from wrong weights, what stale tokens show beyond it comes from staleness.
 """
 
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from system.losses.clipped_surrogate import PolicyLoss
+from system.losses.base import LossOutputs
 from system.metrics import MetricDefinition
 from system.records import Metric
 
 LEARNER_METRICS: tuple[MetricDefinition, ...] = (
-    MetricDefinition(name="learner/loss", description="Loss of the step, with its global denominator."),
+    MetricDefinition(name="learner/loss", description="Loss with its global denominator; mean of the steps."),
     MetricDefinition(name="learner/reference_kl_nats", description="k3 KL to the frozen reference, per loss token."),
     MetricDefinition(name="learner/entropy_nats", description="Entropy of the policy, per loss token."),
     MetricDefinition(name="learner/self_certainty_nats", description="KL(U || p) of the policy, per loss token."),
@@ -45,18 +48,25 @@ LEARNER_METRICS: tuple[MetricDefinition, ...] = (
     ),
     MetricDefinition(name="learner/truncated_fraction", description="Loss tokens whose ratio exceeds the cap."),
     MetricDefinition(name="learner/clip_fraction", description="Loss tokens without gradient because of the clip."),
-    MetricDefinition(name="learner/gradient_norm", description="Global gradient norm before clipping."),
-    MetricDefinition(name="learner/learning_rate", description="Learning rate of the step.", reduction="last"),
-    MetricDefinition(name="learner/num_tokens", description="Packed tokens of the step.", reduction="sum"),
-    MetricDefinition(name="learner/num_loss_tokens", description="Loss tokens of the step.", reduction="sum"),
-    MetricDefinition(name="learner/num_sequences", description="Sequences with loss of the step.", reduction="sum"),
+    MetricDefinition(
+        name="learner/gradient_norm", description="Global gradient norm before clipping; mean of the steps taken."
+    ),
+    MetricDefinition(
+        name="learner/skipped_steps",
+        description="Optimizer steps that were not taken, as the gradient was NaN or infinite.",
+        reduction="sum",
+    ),
+    MetricDefinition(name="learner/learning_rate", description="Learning rate of the last step.", reduction="last"),
+    MetricDefinition(name="learner/num_tokens", description="Packed tokens of the batch.", reduction="sum"),
+    MetricDefinition(name="learner/num_loss_tokens", description="Loss tokens of the batch.", reduction="sum"),
+    MetricDefinition(name="learner/num_sequences", description="Sequences with loss of the batch.", reduction="sum"),
     MetricDefinition(name="learner/num_microbatches", description="Micro-batches of one rank.", reduction="sum"),
     MetricDefinition(name="learner/forward_seconds", description="Forward passes, slowest rank.", reduction="sum"),
     MetricDefinition(name="learner/backward_seconds", description="Backward passes, slowest rank.", reduction="sum"),
     MetricDefinition(
         name="learner/optimizer_seconds", description="Clipping and AdamW, slowest rank.", reduction="sum"
     ),
-    MetricDefinition(name="learner/step_seconds", description="The whole step, slowest rank.", reduction="sum"),
+    MetricDefinition(name="learner/step_seconds", description="The whole batch, slowest rank.", reduction="sum"),
     MetricDefinition(name="learner/tokens_per_second", description="Packed tokens over step seconds."),
 )
 
@@ -86,6 +96,26 @@ _MAXIMA = (
 )
 
 
+class StepClock:
+    """Seconds of each phase of a batch, from its construction on; `synchronise` waits for the device."""
+
+    def __init__(self, synchronise: Callable[[], None]) -> None:
+        self._synchronise = synchronise
+        self._started = time.perf_counter()
+        self._seconds = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._synchronise()
+        self._seconds[name] += time.perf_counter() - start
+
+    def seconds(self) -> dict[str, float]:
+        """Of the three phases, and of the whole `step` up to now."""
+        return {**self._seconds, "step": time.perf_counter() - self._started}
+
+
 class StepStatistics:
     """Collects one rank's micro-batches; `reduce` turns all ranks' rows into metrics."""
 
@@ -95,7 +125,7 @@ class StepStatistics:
 
     def add(
         self,
-        policy_loss: PolicyLoss,
+        outputs: LossOutputs,
         *,
         loss: Tensor,
         num_tokens: int,
@@ -123,15 +153,15 @@ class StepStatistics:
             "mismatch_kl": mismatch_kl,
             "mismatch_kl_stale": mismatch_kl * is_stale,
             "stale_tokens": is_stale,
-            "ratio": policy_loss.ratio,
-            "importance_weight": policy_loss.importance_weight,
-            "truncated": policy_loss.is_truncated,
-            "clipped": policy_loss.is_clipped,
+            "ratio": outputs.ratio,
+            "importance_weight": outputs.importance_weight,
+            "truncated": outputs.is_truncated,
+            "clipped": outputs.is_clipped,
         }
         self._sums += torch.stack(
             [torch.as_tensor(values[name], dtype=torch.float64, device=self._sums.device).sum() for name in _SUMS]
         )
-        maxima = [policy_loss.ratio.max(), policy_loss.importance_weight.max(), staleness.max()]
+        maxima = [outputs.ratio.max(), outputs.importance_weight.max(), staleness.max()]
         self._maxima[:3] = torch.maximum(self._maxima[:3], torch.stack([value.double() for value in maxima]))
 
     def row(self, *, seconds: Mapping[str, float]) -> Tensor:
@@ -145,17 +175,21 @@ def step_metrics(
     rows: Tensor,
     *,
     learning_rate: float,
-    gradient_norm: float,
+    gradient_norms: Sequence[float | None],
     num_sequences: int,
     num_microbatches: int,
     has_reference: bool,
 ) -> tuple[Metric, ...]:
-    """Metrics of the whole step from all ranks' rows [num_ranks, K]; token means over the global loss tokens."""
+    """Metrics of the whole batch from all ranks' rows [num_ranks, K]; token means over the global loss tokens.
+
+    `gradient_norms` by optimizer step, None where it was skipped. What is not finite then, is left out.
+    """
     sums = dict(zip(_SUMS, rows[:, : len(_SUMS)].sum(dim=0).tolist(), strict=True))
     maxima = dict(zip(_MAXIMA, rows[:, len(_SUMS) :].amax(dim=0).tolist(), strict=True))
     num_tokens = sums["loss_tokens"]
+    norms = [norm for norm in gradient_norms if norm is not None]
     values = {
-        "loss": sums["loss"],
+        "loss": sums["loss"] / len(gradient_norms),
         "entropy_nats": sums["entropy"] / num_tokens,
         "self_certainty_nats": sums["self_certainty"] / num_tokens,
         "mismatch_kl_nats": sums["mismatch_kl"] / num_tokens,
@@ -167,7 +201,8 @@ def step_metrics(
         "importance_weight_max": maxima["importance_weight"],
         "truncated_fraction": sums["truncated"] / num_tokens,
         "clip_fraction": sums["clipped"] / num_tokens,
-        "gradient_norm": gradient_norm,
+        "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
+        "skipped_steps": len(gradient_norms) - len(norms),
         "learning_rate": learning_rate,
         "num_tokens": sums["tokens"],
         "num_loss_tokens": num_tokens,
@@ -183,4 +218,6 @@ def step_metrics(
     if num_tokens > sums["stale_tokens"]:
         fresh = sums["mismatch_kl"] - sums["mismatch_kl_stale"]
         values["mismatch_kl_fresh_nats"] = fresh / (num_tokens - sums["stale_tokens"])
-    return tuple(Metric(name=f"learner/{name}", value=float(value)) for name, value in values.items())
+    return tuple(
+        Metric(name=f"learner/{name}", value=float(value)) for name, value in values.items() if math.isfinite(value)
+    )

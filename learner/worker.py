@@ -17,7 +17,7 @@ from learner.scoring_snapshots import AveragedSnapshot, LaggedSnapshots, NewestS
 from system.config.schema import ScorerConfig, WeightSyncConfig
 from system.data.file_stamps import FileStamp, stamp_files
 from system.errors import WeightSyncError
-from system.records import PackedMicroBatch, StepResult
+from system.records import OptimizerStep, StepResult
 from system.weights import store
 from system.weights.broadcast import WeightGroup, send_buckets, transfer_device
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
@@ -53,11 +53,9 @@ class LearnerWorker(Learner):
         )
         return self._publisher.snapshot_bytes
 
-    def train_and_publish(
-        self, micro_batches: Sequence[PackedMicroBatch], num_loss_tokens: int, num_sequences: int
-    ) -> tuple[StepResult, WeightsManifest | None]:
-        """One step and the snapshot of its weights, with nothing between the two; the manifest on rank 0."""
-        result = self.train_step(micro_batches, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences)
+    def train_and_publish(self, steps: Sequence[OptimizerStep]) -> tuple[StepResult, WeightsManifest | None]:
+        """One batch and the snapshot of the weights, with nothing between the two; the manifest on rank 0."""
+        result = self.train_step(steps)
         return result, self.publish()
 
     def publish(self) -> WeightsManifest | None:

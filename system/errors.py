@@ -76,6 +76,10 @@ class NotFiniteError(CredenceError, FloatingPointError):
     """Log-probabilities of the policy are NaN or infinite: its weights are broken."""
 
 
+class GradientError(CredenceError):
+    """Gradients are NaN or infinite step after step: nothing is learned any more."""
+
+
 class CheckpointError(CredenceError):
     """A checkpoint is missing, incomplete, or does not belong to this configuration."""
 

@@ -221,12 +221,21 @@ class PackedMicroBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TrainingBatch:
-    """One optimizer step. Every rank has the same number of micro-batches; the denominators are global."""
+class OptimizerStep:
+    """One rank's part of an optimizer step; the denominators are those of the whole step over all ranks."""
 
-    micro_batches: tuple[tuple[PackedMicroBatch, ...], ...]  # [ranks][m]
-    num_loss_tokens: int  # over all ranks
-    num_sequences: int  # over all ranks, those with at least one loss token
+    micro_batches: tuple[PackedMicroBatch, ...]  # as many on every rank
+    num_loss_tokens: int
+    num_sequences: int  # those with at least one loss token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingBatch:
+    """What is trained on between two policy versions, in one or several optimizer steps."""
+
+    steps_by_rank: tuple[tuple[OptimizerStep, ...], ...]  # [ranks][steps]
+    num_loss_tokens: int  # over all ranks and steps
+    num_sequences: int  # over all ranks and steps, those with at least one loss token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,5 +248,6 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    policy_version: int  # after the step
+    policy_version: int  # after the batch; one more than before where the weights changed
+    has_new_weights: bool  # False: every gradient was NaN or infinite, so that no optimizer step was taken
     metrics: tuple[Metric, ...]

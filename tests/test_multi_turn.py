@@ -55,7 +55,7 @@ def test_the_learner_sees_the_loss_tokens_in_their_context(tmp_path: Path) -> No
     samples = [sample(), make_sample(other, group_id=8, advantages=ones, in_loss=ones > 0)]
     batch = pack_batch(samples, num_ranks=1, tokens_per_microbatch=20)
     assert (batch.num_loss_tokens, batch.num_sequences) == (5, 2)
-    [[micro_batch]] = batch.micro_batches
+    (micro_batch,) = batch.steps_by_rank[0][0].micro_batches
     inputs = PackedInputs(micro_batch, device=torch.device("cpu"))
     assert inputs.loss_index.tolist() == [3, 7, 8, 13, 14]
     assert inputs.rollout_logprobs.tolist() == [-0.25, -1.0, -0.125, 0.0, 0.0]

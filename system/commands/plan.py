@@ -73,7 +73,9 @@ def plan_run(config: Config) -> RunPlan:
         num_prompts=updates * config.batch.prompts_per_step,
         num_completions=updates * config.batch.prompts_per_step * config.batch.completions_per_prompt,
         num_problems=count_problems(config.task),
-        learning_rates=_schedule_points(config.learner, num_updates=updates),
+        learning_rates=_schedule_points(
+            config.learner, num_updates=updates, optimizer_steps=config.batch.optimizer_steps
+        ),
         num_evaluations=2 + _count_between(config.evaluation.every_updates, num_updates=updates),
         evaluation_completions=_evaluation_completions(config.evaluation, num_updates=updates),
         num_checkpoints=1 + _count_between(config.checkpoint.every_updates, num_updates=updates),
@@ -99,15 +101,18 @@ def _evaluation_completions(evaluation: EvaluationConfig, *, num_updates: int) -
     return 2 * final + _count_between(evaluation.every_updates, num_updates=num_updates) * periodic
 
 
-def _schedule_points(learner: LearnerConfig, *, num_updates: int) -> tuple[tuple[int, float], ...]:
+def _schedule_points(
+    learner: LearnerConfig, *, num_updates: int, optimizer_steps: int
+) -> tuple[tuple[int, float], ...]:
+    """Some updates, with the rate of the last optimizer step of each."""
     peak = min(max(0, math.ceil(learner.warmup_ratio * num_updates) - 1), num_updates - 1)
     updates = sorted({0, peak, (peak + num_updates - 1) // 2, num_updates - 1})
     return tuple(
         (
             update,
             learning_rate_at(
-                update,
-                num_updates=num_updates,
+                (update + 1) * optimizer_steps - 1,
+                num_steps=num_updates * optimizer_steps,
                 peak=learner.learning_rate,
                 warmup_ratio=learner.warmup_ratio,
                 final_ratio=learner.final_lr_ratio,
@@ -164,7 +169,7 @@ def _learner_memory(config: Config) -> str:
     if num_parameters is None:
         return ""
     state = learner_state_bytes(config.learner, num_parameters=num_parameters)
-    reference = config.algorithm.kl_coefficient > 0
+    reference = config.loss.kl_coefficient > 0
     state += num_parameters * _BYTES_OF[config.learner.dtype] if reference else 0
     return f", {state / _MIB:.0f} MiB of state for {num_parameters / 1e6:.2f} M parameters" + (
         " and their reference" if reference else ""

@@ -9,12 +9,12 @@ import re
 from dataclasses import fields
 
 from system.config.belief import check_belief
+from system.config.losses import check_loss
 from system.config.machine import check_environment
 from system.config.reference import config_keys, section_types, unread_key
 from system.config.resources import uses_scoring_replicas
 from system.config.schema import (
     EMBEDDED_TASKS,
-    AlgorithmConfig,
     ClusterConfig,
     Config,
     EvaluationConfig,
@@ -45,7 +45,7 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     if config.task.name == "code":
         check_programs(config.reward, completions_per_prompt=config.batch.completions_per_prompt)
     check_scorer(config)
-    check_algorithm(config.algorithm)
+    check_loss(config)
     check_belief(config)
     check_learner(config.learner)
     check_weight_sync(config)
@@ -108,6 +108,13 @@ def check_batch(config: Config) -> None:
             given=batch.completions_per_prompt,
             expected="at least 2, because grpo compares the completions of a group",
             fix="e.g. batch.completions_per_prompt=8",
+        )
+    if samples < ranks * batch.optimizer_steps:
+        raise ConfigError(
+            "batch.optimizer_steps",
+            given=batch.optimizer_steps,
+            expected=f"at most {samples // ranks}, so that each step has a completion for each of the {ranks} ranks",
+            fix="lower it, or raise batch.prompts_per_step",
         )
     if samples % ranks:
         nearest = _next_divisible(batch.prompts_per_step, batch.completions_per_prompt, ranks)
@@ -234,17 +241,6 @@ def _refuse_unused(scorer: ScorerConfig) -> None:
         if value != field.default:
             because = "neither a reward term nor the algorithm uses scoring replicas"
             raise unread_key(f"scorer.{field.name}", given=value, because=because)
-
-
-def check_algorithm(algorithm: AlgorithmConfig) -> None:
-    for key in ("kl_coefficient", "entropy_coefficient"):
-        if algorithm.skip_zero_advantages and getattr(algorithm, key) > 0:
-            raise ConfigError(
-                "algorithm.skip_zero_advantages",
-                given=True,
-                expected=f"false with algorithm.{key}={getattr(algorithm, key):g}, whose gradient every completion has",
-                fix=f"algorithm.skip_zero_advantages=false, or algorithm.{key}=0",
-            )
 
 
 def check_learner(learner: LearnerConfig) -> None:

@@ -41,7 +41,7 @@ def import_class(path: str, *, key: str, methods: Sequence[str]) -> Any:
         raise ConfigError(key, given=path, expected=f"{expected} ({reason})", fix=fix) from error
     if not isinstance(found, type):
         raise ConfigError(key, given=path, expected=f"{expected}, a class", fix="name the class")
-    missing = [method for method in methods if not callable(getattr(found, method, None))]
+    missing = [method for method in methods if not any(method in vars(base) for base in found.__mro__)]
     if missing:
         wanted = ", ".join(methods)
         raise ConfigError(

@@ -19,7 +19,9 @@ class RunConfig:
     name: str = key("Name of the run: folder under run.directory and W&B run name.")
     directory: str = key("Folder that holds all runs.", "runs")
     seed: int = key("Seed of prompt order, redrawn numbers and sampling.", 0, minimum=0, maximum=2**31 - 1)
-    num_updates: int = key("Optimizer steps of the whole run.", minimum=1)
+    num_updates: int = key(
+        "Updates of the whole run: each trains on one batch and publishes one policy version.", minimum=1
+    )
     max_seconds: float | None = key(
         "Stop cleanly after this many seconds (with summary); null: no limit.", None, above=0
     )
@@ -49,9 +51,17 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    prompts_per_step: int = key("Prompts of one optimizer step.", minimum=1)
+    prompts_per_step: int = key("Prompts of one update.", minimum=1)
     completions_per_prompt: int = key("Completions G drawn for each prompt.", minimum=1)
     tokens_per_microbatch: int = key("Upper bound of packed tokens in one forward pass of one rank.", minimum=1)
+    optimizer_steps: int = key(
+        "Optimizer steps that split one batch; the weights are published once, after the last.", 1, minimum=1
+    )
+    skip_zero_advantages: bool = key(
+        "Leave completions without advantage out of the update: the same gradient in less time, where neither KL nor "
+        "entropy needs them. Learner metrics then speak of the others only.",
+        False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,18 +201,27 @@ class AlgorithmConfig:
     )
     baseline: Literal["mean", "leave_one_out"] = key("What is subtracted from a reward in its group.", "mean")
     normalise_std: bool = key("Divide by the group's standard deviation (off: Dr. GRPO).", True)
-    clip_low: float = key("Ratio is clipped below at 1 - clip_low.", 0.2, minimum=0, below=1)
-    clip_high: float = key("Ratio is clipped above at 1 + clip_high.", 0.2, minimum=0)
-    importance_cap: float | None = key(
-        "Cap of the trainer/engine importance weight; null: no correction.", 2.0, minimum=1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    name: str = key(
+        "Per-token loss: clipped_surrogate, gspo (one ratio a sequence), cispo (clipped importance weight), or the "
+        "import path package.module:Name of your own.",
+        "clipped_surrogate",
+    )
+    options: dict[str, Any] = key(
+        "Options of the loss, e.g. loss.options.clip_high=0.28; see docs/algorithms.md.", default_factory=dict
     )
     kl_coefficient: float = key("Weight of the k3 KL to the frozen reference; 0 loads no reference.", 0.0, minimum=0)
     entropy_coefficient: float = key("Weight of an entropy bonus.", 0.0, minimum=0)
-    loss_denominator: Literal["token_mean", "sequence_mean"] = key("Global denominator of the loss.", "token_mean")
-    skip_zero_advantages: bool = key(
-        "Leave completions without advantage out of the update: the same gradient in less time, where neither KL nor "
-        "entropy needs them. Learner metrics then speak of the others only.",
-        False,
+    denominator: Literal["token_mean", "sequence_mean", "constant"] = key(
+        "Global denominator of the loss: all loss tokens; each sequence's own tokens, then the sequences; or "
+        "constant_length times the sequences (Dr. GRPO).",
+        "token_mean",
+    )
+    constant_length: int | None = key(
+        "Tokens by which every sequence's sum is divided (denominator=constant).", None, minimum=1
     )
 
 
@@ -219,13 +238,18 @@ class LearnerConfig:
     adam_betas: tuple[float, float] = key("AdamW betas.", (0.9, 0.95), minimum=0, below=1)
     adam_epsilon: float = key("AdamW epsilon: gradients far below it hardly move a weight.", 1e-8, above=0)
     weight_decay: float = key("AdamW weight decay.", 0.0, minimum=0)
-    warmup_ratio: float = key("Share of num_updates with linear warm-up.", 0.05, minimum=0, maximum=1)
+    warmup_ratio: float = key("Share of the optimizer steps with linear warm-up.", 0.05, minimum=0, maximum=1)
     final_lr_ratio: float = key("Cosine schedule ends at this share of the peak rate.", 0.1, minimum=0, maximum=1)
     max_grad_norm: float = key("Global gradient norm is clipped here.", 1.0, above=0)
     threads_per_rank: int = key("CPU threads of one rank.", 1, minimum=1)
     cpus_per_rank: float = key("Ray CPUs reserved for one rank.", 0.5, minimum=0)
     start_timeout_seconds: float = key("Deadline for the group to start.", 300.0, above=0)
-    step_timeout_seconds: float = key("Deadline for one optimizer step.", 600.0, above=0)
+    max_skipped_steps: int = key(
+        "Optimizer steps in a row that may be skipped for a gradient that is NaN or infinite; one more ends the run.",
+        3,
+        minimum=0,
+    )
+    step_timeout_seconds: float = key("Deadline for the optimizer steps of one batch.", 600.0, above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +328,7 @@ class Config:
     scorer: ScorerConfig = ScorerConfig()
     guards: GuardsConfig = GuardsConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    loss: LossConfig = LossConfig()
     belief: BeliefConfig = BeliefConfig()
     learner: LearnerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()

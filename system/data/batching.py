@@ -1,6 +1,6 @@
 """Packs training samples into micro-batches by token budget and deals them to the data-parallel ranks.
 
-Called once for each optimizer step by the controller; pure numpy and deterministic.
+Called once for each update by the controller; pure numpy and deterministic.
 """
 
 import heapq
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from system.records import PackedMicroBatch, TrainingBatch, TrainingSample
+from system.records import OptimizerStep, PackedMicroBatch, TrainingBatch, TrainingSample
 
 
 def pack_batch(
@@ -16,9 +16,10 @@ def pack_batch(
     *,
     num_ranks: int,
     tokens_per_microbatch: int,
+    optimizer_steps: int = 1,
     skip_zero_advantages: bool = False,
 ) -> TrainingBatch:
-    """Packs all samples into `num_ranks` x m micro-batches of at most `tokens_per_microbatch` tokens.
+    """Packs all samples into micro-batches of at most `tokens_per_microbatch` tokens, m for each rank and step.
 
     m is the smallest number for which longest-first packing fits, and the same for every rank, because
     each micro-batch may end in a collective. Ranks hold nearly the same number of tokens, and their
@@ -26,34 +27,59 @@ def pack_batch(
     When too few samples are left to give every rank m micro-batches, a rank gets a copy of the shortest
     sample without loss tokens, which adds no gradient.
 
+    `optimizer_steps`: the samples are cut, in their order, into so many steps of about as many samples, each with
+    denominators of its own; there are fewer where samples are too few, and a step without a loss token is left out.
+
     `skip_zero_advantages` leaves out samples whose advantages are all zero: without a KL or entropy term they add
     nothing to the gradient. The denominators still count them, so the gradient is the same.
 
-    Raises ValueError for fewer samples than ranks, a sample longer than the budget, arrays of unequal
-    length, a loss on a sequence's first token (nothing predicts it), or a batch without any loss token.
+    Raises ValueError for a sample longer than the budget, arrays of unequal length, a loss on a sequence's first
+    token (nothing predicts it), or a batch without any loss token.
     """
-    _check_samples(samples, num_ranks=num_ranks, tokens_per_microbatch=tokens_per_microbatch)
-    num_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
-    if num_loss_tokens == 0:
+    _check_samples(samples, tokens_per_microbatch=tokens_per_microbatch)
+    parts = [part for part in _split(samples, num_parts=optimizer_steps) if any(each.loss_mask.any() for each in part)]
+    if not parts:
         raise ValueError(f"none of the {len(samples)} samples has a loss token: there is nothing to train on")
+    steps = [
+        _pack_step(part, num_ranks=num_ranks, capacity=tokens_per_microbatch, skip_zero_advantages=skip_zero_advantages)
+        for part in parts
+    ]
+    return TrainingBatch(
+        steps_by_rank=tuple(zip(*steps, strict=True)),
+        num_loss_tokens=sum(step[0].num_loss_tokens for step in steps),
+        num_sequences=sum(step[0].num_sequences for step in steps),
+    )
+
+
+def _split(samples: Sequence[TrainingSample], *, num_parts: int) -> list[Sequence[TrainingSample]]:
+    """Runs of samples whose numbers differ by at most 1; fewer runs where samples are fewer."""
+    num_parts = min(num_parts, len(samples))
+    ends = [len(samples) * (part + 1) // num_parts for part in range(num_parts)]
+    return [samples[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _pack_step(
+    samples: Sequence[TrainingSample], *, num_ranks: int, capacity: int, skip_zero_advantages: bool
+) -> list[OptimizerStep]:
+    """One optimizer step, by rank."""
+    num_loss_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
     num_sequences = sum(bool(sample.loss_mask.any()) for sample in samples)
     if skip_zero_advantages:
         samples = _with_advantages(samples, at_least=num_ranks)
     lengths = [len(sample.token_ids) for sample in samples]
-    bins = _fill_bins(lengths, num_ranks=num_ranks, capacity=tokens_per_microbatch)
+    bins = _fill_bins(lengths, num_ranks=num_ranks, capacity=capacity)
     shortest = min(range(len(lengths)), key=lambda index: (lengths[index], index))
-    ranks = _deal_bins(bins, lengths=lengths, num_ranks=num_ranks)
-    return TrainingBatch(
-        micro_batches=tuple(
-            tuple(
+    return [
+        OptimizerStep(
+            micro_batches=tuple(
                 _pack([samples[index] for index in bin_]) if bin_ else _pack([_without_loss(samples[shortest])])
                 for bin_ in rank
-            )
-            for rank in ranks
-        ),
-        num_loss_tokens=num_loss_tokens,
-        num_sequences=num_sequences,
-    )
+            ),
+            num_loss_tokens=num_loss_tokens,
+            num_sequences=num_sequences,
+        )
+        for rank in _deal_bins(bins, lengths=lengths, num_ranks=num_ranks)
+    ]
 
 
 def _with_advantages(samples: Sequence[TrainingSample], *, at_least: int) -> list[TrainingSample]:
@@ -67,11 +93,7 @@ def _with_advantages(samples: Sequence[TrainingSample], *, at_least: int) -> lis
     return [samples[index] for index in sorted(kept)]
 
 
-def _check_samples(samples: Sequence[TrainingSample], *, num_ranks: int, tokens_per_microbatch: int) -> None:
-    if len(samples) < num_ranks:
-        raise ValueError(
-            f"{len(samples)} samples cannot be split over {num_ranks} learner ranks: every rank needs at least one"
-        )
+def _check_samples(samples: Sequence[TrainingSample], *, tokens_per_microbatch: int) -> None:
     for index, sample in enumerate(samples):
         length = len(sample.token_ids)
         if length > tokens_per_microbatch:

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from system.losses.base import at_least_float32
+
 
 def k3_kl(logprobs: Tensor, *, reference_logprobs: Tensor) -> Tensor:
     """k3 estimate of KL(policy || reference) at each sampled token: exp(r - c) - (r - c) - 1, nats, >= 0.
@@ -17,10 +19,6 @@ def k3_kl(logprobs: Tensor, *, reference_logprobs: Tensor) -> Tensor:
             f"logprobs {tuple(logprobs.shape)} and reference_logprobs {tuple(reference_logprobs.shape)} "
             "must have one shape"
         )
-    difference = _at_least_float32(reference_logprobs) - _at_least_float32(logprobs)
+    difference = at_least_float32(reference_logprobs) - at_least_float32(logprobs)
     # expm1 keeps the quadratic term that exp(x) - x - 1 loses to rounding for small differences.
     return difference.expm1() - difference
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype.itemsize == 8 else values.float()

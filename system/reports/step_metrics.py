@@ -92,4 +92,4 @@ def add_batch_metrics(metrics: MetricSet, batch: TrainingBatch, *, num_groups: i
     metrics.add("batch/num_groups", num_groups)
     metrics.add("batch/num_sequences", batch.num_sequences)
     metrics.add("batch/num_loss_tokens", batch.num_loss_tokens)
-    metrics.add("batch/num_micro_batches", len(batch.micro_batches[0]))
+    metrics.add("batch/num_micro_batches", sum(len(step.micro_batches) for step in batch.steps_by_rank[0]))

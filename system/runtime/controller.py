@@ -250,8 +250,8 @@ class Controller:
         )
 
     async def _train_on(self, groups: list[ScoredGroup]) -> None:
-        """One optimizer step and its publication."""
-        parts, algorithm = self._parts, self._config.algorithm
+        """One batch and its publication."""
+        parts, config = self._parts, self._config.batch
         with self._phase("score"):
             version = self.outcome.policy_version
             groups = await asyncio.gather(
@@ -266,8 +266,9 @@ class Controller:
             batch = pack_batch(
                 [sample for item in scored for sample in item.samples],
                 num_ranks=self._config.learner.num_ranks,
-                tokens_per_microbatch=self._config.batch.tokens_per_microbatch,
-                skip_zero_advantages=algorithm.skip_zero_advantages,
+                tokens_per_microbatch=config.tokens_per_microbatch,
+                optimizer_steps=config.optimizer_steps,
+                skip_zero_advantages=config.skip_zero_advantages,
             )
             add_group_metrics(self._metrics, scored, policy_version=self.outcome.policy_version)
             add_batch_metrics(self._metrics, batch, num_groups=len(groups))

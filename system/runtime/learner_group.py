@@ -61,10 +61,10 @@ class LearnerGroup:
         check_capacity(num_bytes[0], num_snapshots=num_snapshots(self._scorer))
 
     async def train_and_publish(self, batch: TrainingBatch) -> tuple[StepResult, WeightsManifest]:
-        """One optimizer step on all ranks and the snapshot of its weights; metrics are global."""
+        """The optimizer steps of one batch on all ranks and the snapshot of the weights; metrics are global."""
         calls = [
-            actor.train_and_publish.remote(batch.micro_batches[rank], batch.num_loss_tokens, batch.num_sequences)
-            for rank, actor in enumerate(self._actors)
+            actor.train_and_publish.remote(steps)
+            for actor, steps in zip(self._actors, batch.steps_by_rank, strict=True)
         ]
         seconds = self._config.step_timeout_seconds + self._weight_sync.timeout_seconds
         return (await self._gather(calls, what="train_and_publish", seconds=seconds))[0]

@@ -148,11 +148,12 @@ class Placement:
                 rank=rank,
                 num_ranks=config.num_ranks,
                 config=config,
-                algorithm=self._config.algorithm,
+                loss=self._config.loss,
                 model_path=str(model_folder(model.path) or model.path),
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
                 num_updates=self._config.run.num_updates,
+                optimizer_steps=self._config.batch.optimizer_steps,
                 temperature=self._config.rollout.temperature,
             )
             for rank in range(config.num_ranks)

@@ -99,7 +99,30 @@ def test_values_have_the_types_of_the_schema(make_config: Callable[..., Config])
 
 
 def test_null_switches_a_feature_off(make_config: Callable[..., Config]) -> None:
-    assert make_config("algorithm.importance_cap=null").algorithm.importance_cap is None
+    assert make_config("task.max_train_steps=null").task.max_train_steps is None
+
+
+def test_options_are_merged_one_by_one_until_another_name_is_chosen(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = make_config("loss.options.clip_high=0.28", "loss.options.dual_clip=3")
+    assert config.loss.options == {"clip_high": 0.28, "dual_clip": 3}
+    assert load_config_again(config, tmp_path).loss == config.loss
+    # wherever the name stands on the command line
+    config = make_config("loss.options.clip_high=0.28", "loss.name=cispo")
+    assert (config.loss.name, config.loss.options) == ("cispo", {"clip_high": 0.28})
+    saved = tmp_path / "dual.yaml"
+    saved.write_text("loss: {options: {dual_clip: 3}}\n")
+    overlay = tmp_path / "gspo.yaml"
+    overlay.write_text("loss: {options: {clip_low: 0.01}, name: gspo}\n")
+    config = load_config([CONFIGS / "demo.yaml", saved, overlay])
+    assert (config.loss.name, config.loss.options) == ("gspo", {"clip_low": 0.01})
+
+
+def load_config_again(config: Config, folder: Path) -> Config:
+    path = folder / "resolved.yaml"
+    path.write_text(dump_yaml(config))
+    return load_config([path], check_devices=False)
 
 
 def test_interpolations_are_resolved(make_config: Callable[..., Config]) -> None:
@@ -171,7 +194,7 @@ def test_the_reference_names_every_key_with_type_and_default(make_config: Callab
     text = reference_text()
     assert all(key in text for key in flatten(make_config()))
     assert "run.num_updates  (a whole number; at least 1; required)" in text
-    assert "algorithm.importance_cap  (a number or null; at least 1; default 2.0)" in text
+    assert "loss.constant_length  (a whole number or null; at least 1; default null)" in text
     assert "learner.backend  (one of gloo, nccl; default gloo)" in text
 
 
@@ -184,7 +207,7 @@ def test_the_reference_names_every_key_with_type_and_default(make_config: Callab
         ("training.completion_per_prompt", "batch.completions_per_prompt"),
         ("rewards.num_workers", "reward.num_workers"),
         ("rollout.temprature", "rollout.temperature"),
-        ("algorithm.kl_coef", "algorithm.kl_coefficient"),
+        ("loss.kl_coef", "loss.kl_coefficient"),
         ("xyzzy.plugh", None),
         ("reward.function", None),
         ("trainer.lr", None),

@@ -23,7 +23,7 @@ INTUITOR: dict[str, Any] = {
     "run__num_updates": 5,
     "reward__terms": "[{scorer: verifier, weight: 0}, {scorer: self_certainty}]",
     "scorer__cpus_per_worker": 0.25,
-    "algorithm__kl_coefficient": 0.05,
+    "loss__kl_coefficient": 0.05,
 }
 
 

@@ -19,7 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from learner.learner import Learner
-from system.config.schema import AlgorithmConfig, LearnerConfig
+from system.config.schema import LearnerConfig, LossConfig
 from system.records import TrainingSample
 
 RankFunction = Callable[..., Any]  # (rank, num_ranks, port, *arguments) -> picklable
@@ -91,17 +91,25 @@ def learner_config(**changes: Any) -> LearnerConfig:
 
 
 def start_learner(
-    rank: int, num_ranks: int, port: int, *, config: LearnerConfig, algorithm: AlgorithmConfig, model_path: str
+    rank: int,
+    num_ranks: int,
+    port: int,
+    *,
+    config: LearnerConfig,
+    loss: LossConfig,
+    model_path: str,
+    optimizer_steps: int = 1,
 ) -> Learner:
     learner = Learner(
         rank=rank,
         num_ranks=num_ranks,
         config=config,
-        algorithm=algorithm,
+        loss=loss,
         model_path=model_path,
         revision=None,
         trust_remote_code=False,
         num_updates=NUM_UPDATES,
+        optimizer_steps=optimizer_steps,
         temperature=1.0,
     )
     learner.start(host="127.0.0.1", port=port)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from learner.learner import Learner
 from learner.step_statistics import LEARNER_METRICS
-from system.config.schema import AlgorithmConfig, LearnerConfig
+from system.config.schema import LearnerConfig, LossConfig
 from system.data.batching import pack_batch
 from system.errors import CheckpointError
 from system.records import StepResult, TrainingSample
@@ -42,9 +42,7 @@ def step(
     batch = pack_batch(
         samples, num_ranks=num_ranks, tokens_per_microbatch=200, skip_zero_advantages=skip_zero_advantages
     )
-    return learner.train_step(
-        batch.micro_batches[rank], num_loss_tokens=batch.num_loss_tokens, num_sequences=batch.num_sequences
-    )
+    return learner.train_step(batch.steps_by_rank[rank])
 
 
 def weights_of(learner: Learner) -> Weights:
@@ -65,7 +63,7 @@ def train_and_save(
     folder: str,
 ) -> tuple[Weights, list[dict[str, float]], list[str]]:
     """Four updates without interruption, with a checkpoint after the second."""
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     results = []
     for update in range(4):
         results.append(values_of(step(learner, samples, rank=rank, num_ranks=num_ranks)))
@@ -86,7 +84,7 @@ def resume(
     folder: str,
 ) -> tuple[Weights, list[dict[str, float]], int]:
     """The last two of those updates in a new process."""
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     learner.load_checkpoint(folder, policy_version=2)
     version = learner.policy_version
     results = [values_of(step(learner, samples, rank=rank, num_ranks=num_ranks)) for _ in range(2)]
@@ -119,7 +117,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
 
 
 def load_only(rank: int, num_ranks: int, port: int, config: LearnerConfig, model_path: str, folder: str) -> str:
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     try:
         learner.load_checkpoint(folder, policy_version=3)
     except CheckpointError as error:
@@ -177,7 +175,7 @@ def train_and_export(
     samples: list[TrainingSample],
     folder: str,
 ) -> np.ndarray:
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     step(learner, samples, rank=rank, num_ranks=num_ranks)
     learner.export_hf(folder)
     canary = learner.canary_logprobs(CANARY)
@@ -214,7 +212,7 @@ def test_an_export_loads_in_transformers_with_the_learners_logprobs(
 def train_once(
     rank: int, num_ranks: int, port: int, config: LearnerConfig, model_path: str, samples: list[TrainingSample]
 ) -> tuple[Weights, dict[str, float]]:
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     for _ in range(3):
         result = step(learner, samples, rank=rank, num_ranks=num_ranks)
     weights = weights_of(learner)
@@ -259,7 +257,7 @@ def train_twice(
     samples: list[TrainingSample],
     skip_zero_advantages: bool,
 ) -> tuple[Weights, dict[str, float]]:
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     for _ in range(2):
         result = step(learner, samples, rank=rank, num_ranks=num_ranks, skip_zero_advantages=skip_zero_advantages)
     weights = weights_of(learner)

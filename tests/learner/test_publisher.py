@@ -8,7 +8,7 @@ import torch
 
 from learner.publisher import SnapshotPublisher
 from learner.scoring_snapshots import NewestSnapshot
-from system.config.schema import AlgorithmConfig, LearnerConfig
+from system.config.schema import LearnerConfig, LossConfig
 from system.data.batching import pack_batch
 from system.errors import NotFiniteError
 from system.records import TrainingSample
@@ -27,7 +27,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def publish_twice(
     rank: int, num_ranks: int, port: int, config: LearnerConfig, model_path: str, samples: list[TrainingSample]
 ) -> dict[str, object]:
-    learner = start_learner(rank, num_ranks, port, config=config, algorithm=AlgorithmConfig(), model_path=model_path)
+    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     store = MemoryStore()
     publisher = SnapshotPublisher(
         learner._engine,
@@ -58,9 +58,7 @@ def publish_twice(
             assert manifest is None
             assert store.objects == {}
         batch = pack_batch(samples, num_ranks=num_ranks, tokens_per_microbatch=200)
-        learner.train_step(
-            batch.micro_batches[rank], num_loss_tokens=batch.num_loss_tokens, num_sequences=batch.num_sequences
-        )
+        learner.train_step(batch.steps_by_rank[rank])
     message = ""
     with torch.no_grad():
         for parameter in publisher._parameters.values():

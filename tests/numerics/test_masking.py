@@ -27,6 +27,18 @@ def test_sequence_mean_divides_by_own_tokens_and_the_steps_sequences() -> None:
     torch.testing.assert_close(weights, torch.tensor([0, 0.125, 0.125, 0, 0, 0, 0.25]))
 
 
+def test_a_constant_length_weighs_every_token_alike_however_long_its_sequence() -> None:
+    weights = loss_token_weights(
+        MASK,
+        sequence_starts=STARTS,
+        denominator="constant",
+        num_loss_tokens=10,
+        num_sequences=4,
+        constant_length=5,
+    )
+    torch.testing.assert_close(weights, torch.tensor([0, 0.05, 0.05, 0, 0, 0, 0.05]))
+
+
 @pytest.mark.parametrize("denominator", ["token_mean", "sequence_mean"])
 def test_weights_of_all_micro_batches_sum_to_one(denominator: LossDenominator) -> None:
     parts = [(MASK, STARTS), (torch.tensor([False, True]), torch.tensor([0, 2]))]
@@ -60,6 +72,17 @@ def test_bad_input_is_refused() -> None:
         )
     with pytest.raises(ValueError, match="must be positive"):
         loss_token_weights(MASK, sequence_starts=STARTS, denominator="token_mean", num_loss_tokens=0, num_sequences=1)
+    cases: list[tuple[LossDenominator, int | None]] = [("constant", None), ("constant", 0), ("token_mean", 5)]
+    for denominator, length in cases:
+        with pytest.raises(ValueError, match="constant_length=.* does not go with"):
+            loss_token_weights(
+                MASK,
+                sequence_starts=STARTS,
+                denominator=denominator,
+                num_loss_tokens=1,
+                num_sequences=1,
+                constant_length=length,
+            )
     with pytest.raises(ValueError, match="ends at 7"):
         loss_token_weights(
             MASK[:5], sequence_starts=STARTS, denominator="sequence_mean", num_loss_tokens=1, num_sequences=1
