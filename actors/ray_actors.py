@@ -114,6 +114,8 @@ class RewardActor:
                 num_processes=reward.processes_per_worker,
                 timeout_seconds=reward.timeout_seconds,
                 memory_limit_mib=reward.memory_limit_mib,
+                timeout_is=reward.timeout_is,
+                answer_after_thinking=reward.answer_after_thinking,
             )
             return scorer
 

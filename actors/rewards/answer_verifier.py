@@ -11,10 +11,10 @@ An answer is compared with the reference answer, a program is run on the tests t
 | | | | output_limit |
 | states no answer, also because it was cut at the length limit | ok | 0 | no_answer |
 | was cut at the length limit, where a cut number would read as another one (rational) | ok | 0 | truncated |
-| answer cannot be read as a number, as mathematics, or as Python | ok | 0 | unparseable |
+| answer cannot be read as a number, as mathematics or words, or as Python | ok | 0 | unparseable |
 | answer has more characters than `ANSWER_CHECKS` allows (not even tried) | ok | 0 | answer_too_long |
-| the check exceeded its time or memory, or killed its process | invalid | - | timeout, memory, crash |
-| the comparison raised | invalid | - | verifier_error |
+| the check exceeded its time or memory | invalid, or ok and 0: `reward.timeout_is` | | timeout, memory |
+| the check killed its process | invalid | - | crash |
 | the reference cannot be read, or is too long | invalid | - | unparseable_reference, too_long |
 
 The line between 0 and invalid: zero where the fault is the model's, since being asked for an answer that
@@ -29,7 +29,7 @@ from system.records import RewardTerm, TrajectoryGroup
 
 
 class AnswerVerifier(AnswerScorer):
-    """Scorer that checks extracted answers by math-verify, as exact rationals, or as programs that pass tests.
+    """Scorer that checks extracted answers as mathematics, as exact rationals, or as programs that pass tests.
 
     `task.answer_kind` chooses which. Each distinct answer of a group is checked once, all of them in one
     round trip to the children.
@@ -54,7 +54,7 @@ class AnswerVerifier(AnswerScorer):
         return RewardTerm(
             scorer=self.name,
             value=verdict.value,
-            status=verdict.status,
+            status=self.status_of(verdict.status, reason=verdict.reason),
             reason=verdict.reason,
             policy_version=-1,
             seconds=verdict.seconds,

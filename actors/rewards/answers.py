@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.sandbox.sandbox import Sandbox, Verdict
+from system.config.schema import TimeoutIs
 from system.interfaces import AnswerKind, Task
 from system.records import FinishReason, RewardStatus, TrajectoryGroup
 
@@ -48,6 +49,8 @@ ANSWER_CHECKS: dict[AnswerKind, AnswerCheck] = {
 # A harmless number that every answer is compared with before answers meet each other: one that hangs, eats memory
 # or crashes the comparison does so here, where nobody else can be blamed for it.
 _PROBE = "0"
+_THOUGHT, _END_OF_THOUGHT = "<think>", "</think>"
+_OUT_OF_LIMITS = ("timeout", "memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +71,19 @@ class ClassifiedAnswer:
     seconds: float  # spent on the comparisons of this answer
 
 
-def read_answer(response: str, *, finish_reason: FinishReason, task: Task) -> Answer:
+def read_answer(
+    response: str, *, finish_reason: FinishReason, task: Task, prompt: str = "", after_thinking: bool = False
+) -> Answer:
     """The answer that a response states.
 
     A number at the end of a response that was cut at the length limit is none: `#7` may be the beginning of `#72`. A
-    \\boxed{...} that was closed is whole wherever the text ends.
+    \\boxed{...} that was closed is whole wherever the text ends. `after_thinking` reads only what follows the last
+    `</think>`; thinking that the response, or the end of the `prompt`, opens and nothing closes states no answer.
     """
+    if after_thinking:
+        _, end, rest = response.rpartition(_END_OF_THOUGHT)
+        is_open = _THOUGHT in rest or (not end and prompt.rstrip().endswith(_THOUGHT))
+        response = "" if is_open else rest
     if task.answer_kind == "rational" and finish_reason == "length":
         return Answer(text=None, reason="truncated")
     text = task.extract_answer(response)
@@ -89,15 +99,29 @@ class AnswerScorer:
 
     Args:
         num_processes: children of this scorer.
-        timeout_seconds: wall clock for one comparison.
+        timeout_seconds: computing time of one comparison.
         memory_limit_mib: address space of one child.
+        timeout_is: what an answer is whose comparison exceeds its time or memory. Invalid ones are left out of the
+            group, so a policy that learns to write them escapes the reward of a wrong answer; wrong ones are 0.
+        answer_after_thinking: see `read_answer`.
 
     Raises:
         ValueError, SandboxStartError: as in `Sandbox`.
     """
 
-    def __init__(self, task: Task, *, num_processes: int, timeout_seconds: float, memory_limit_mib: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        num_processes: int,
+        timeout_seconds: float,
+        memory_limit_mib: int,
+        timeout_is: TimeoutIs = "invalid",
+        answer_after_thinking: bool = False,
+    ) -> None:
         self._task = task
+        self._timeout_is = timeout_is
+        self._answer_after_thinking = answer_after_thinking
         self._limit_argument = (repr(timeout_seconds),) if ANSWER_CHECKS[task.answer_kind].has_time_limit else ()
         self._sandbox = start_answer_sandbox(
             task.answer_kind,
@@ -113,9 +137,19 @@ class AnswerScorer:
     def read_answers(self, group: TrajectoryGroup) -> list[Answer]:
         """The answer of each trajectory."""
         return [
-            read_answer(trajectory.text, finish_reason=trajectory.finish_reason, task=self._task)
+            read_answer(
+                trajectory.text,
+                finish_reason=trajectory.finish_reason,
+                task=self._task,
+                prompt=group.prompt.text,
+                after_thinking=self._answer_after_thinking,
+            )
             for trajectory in group.trajectories
         ]
+
+    def status_of(self, status: RewardStatus, *, reason: str) -> RewardStatus:
+        """The status of a comparison's end; "ok", with the value 0, where `timeout_is` says that it is wrong."""
+        return "ok" if reason in _OUT_OF_LIMITS and self._timeout_is == "wrong" else status
 
     def classify(self, answers: Sequence[Answer]) -> list[ClassifiedAnswer]:
         """The class of equal answers that each is in; see `answer_classes`."""
@@ -142,7 +176,7 @@ def start_answer_sandbox(
 def answer_classes(answers: Sequence[Answer], *, sandbox: Sandbox) -> list[ClassifiedAnswer]:
     """The class of each answer, in the same order; equal answers are in one class.
 
-    Equality by math-verify is neither symmetric nor transitive, so a class is what equals its *representative*. The
+    Equality of mathematics is neither symmetric nor transitive, so a class is what equals its *representative*. The
     distinct texts are taken most frequent first (those equally frequent in order of appearance); the first one opens
     a class and represents it, the others are checked against it as against a reference; what equals it joins it, and
     the first of the rest opens the next class. So the most common way to write an answer decides who joins, and the
@@ -151,10 +185,8 @@ def answer_classes(answers: Sequence[Answer], *, sandbox: Sandbox) -> list[Class
     | the answer | class | status | reason |
     |---|---|---|---|
     | none, or too long | -1 | ok | that of the `Answer` |
-    | cannot be read as a number, or math-verify reads nothing in it | -1 | ok | unparseable |
-    | math-verify reads it as text only ("east") | its own: equals what math-verify finds the same text | ok | |
-    | its comparison with 0, or with a representative, did not end or raised | -1 | invalid | timeout, memory, crash, |
-    | | | | verifier_error |
+    | cannot be read as a number, as mathematics or as words | -1 | ok | unparseable |
+    | its comparison with 0, or with a representative, did not end | -1 | invalid | timeout, memory, crash |
 
     An answer is dropped at its first comparison that fails, so a group costs at most one timeout for each distinct
     answer. `sandbox` is one of `start_answer_sandbox`; raises what `Sandbox.run` raises.
@@ -173,10 +205,8 @@ def answer_classes(answers: Sequence[Answer], *, sandbox: Sandbox) -> list[Class
 
     texts = [text for text, _ in counts.most_common()]
     probes = check([(text, _PROBE) for text in texts])
-    # What is no number and no formula may still be text, which equals itself; what cannot be read at all does not.
-    doubtful = [text for text, verdict in zip(texts, probes, strict=True) if verdict.reason == "unparseable"]
-    for text, verdict in zip(doubtful, check([(text, text) for text in doubtful]), strict=True):
-        if verdict.reason == "unparseable_reference":
+    for text, verdict in zip(texts, probes, strict=True):
+        if verdict.reason == "unparseable":
             decided[text] = _classified(-1, status="ok", reason="unparseable", seconds=seconds[text])
     waiting = [text for text in texts if text not in decided]
     class_index = 0

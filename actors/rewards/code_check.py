@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from actors.sandbox import code_runner
 from actors.sandbox.code_runner import BROKEN_SETUP, FAILED_ASSERT, OUT_OF_MEMORY, RIGHT, UNPARSEABLE
 
 MAX_OUTPUT_BYTES = 1_048_576
 _RELATIVE_TOLERANCE = 1e-6
-_RUNNER = str(Path(__file__).with_name("code_runner.py"))
+_RUNNER = str(Path(code_runner.__file__))
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _REASON_OF_EXIT = {

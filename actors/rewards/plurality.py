@@ -10,8 +10,8 @@ The label-free control of Zhao et al., "Learning to Reason without External Rewa
 | was cut at the length limit, where a cut number would read as another one (rational) | ok | 0 | truncated |
 | answer cannot be read as a number or as mathematics | ok | 0 | unparseable |
 | answer has more than `MAX_ANSWER_CHARACTERS` characters (not even tried) | ok | 0 | answer_too_long |
-| a comparison of the answer exceeded its time or memory, or killed its process | invalid | - | timeout, memory, crash |
-| a comparison raised | invalid | - | verifier_error |
+| a comparison exceeded its time or memory | invalid, or ok and 0: `reward.timeout_is` | | timeout, memory |
+| a comparison of the answer killed its process | invalid | - | crash |
 
 Only what stands in a class votes, each completion once. Classes of equal size share the plurality: all of them get
 1. Picking the first of them, as majority labels made by counting do, would reward the luck of the order; this way a
@@ -43,7 +43,7 @@ class PluralityScorer(AnswerScorer):
         return RewardTerm(
             scorer=self.name,
             value=float(is_plurality),
-            status=answer.status,
+            status=self.status_of(answer.status, reason=answer.reason),
             reason=answer.reason or ("plurality" if is_plurality else "minority"),
             policy_version=-1,
             seconds=answer.seconds,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.sandbox.child import OUT_OF_MEMORY_EXIT_CODE, READY
+from actors.sandbox.idle_clock import IdleClock
 from system.errors import CredenceError
 from system.records import RewardStatus
 
@@ -89,7 +90,7 @@ class SandboxProcess:
         self.items: deque[int] = deque()
         self.is_ready = False
         self.num_checks = 0
-        self.check_started = time.monotonic()
+        self._start_clock()
         self.deadline = self.check_started + start_timeout_seconds
 
     def is_alive(self) -> bool:
@@ -145,8 +146,14 @@ class SandboxProcess:
     def _milliseconds_left(self) -> int:
         return max(0, math.ceil((self.deadline - time.monotonic()) * 1000))
 
+    def is_hanging(self) -> bool:
+        """Whether a check past its deadline does not compute; one that only waits for a processor gets more time."""
+        self.deadline = self._clock.next_deadline()
+        return time.monotonic() >= self.deadline
+
     def _start_clock(self) -> None:
         self.check_started = time.monotonic()
+        self._clock = IdleClock(self.process_id, limit_seconds=self._timeout_seconds)
         self.deadline = self.check_started + self._timeout_seconds
 
     def _read_available(self) -> bool:
@@ -185,7 +192,7 @@ class SandboxProcess:
         exit_code = self._wait_for_exit()
         if exit_code == OUT_OF_MEMORY_EXIT_CODE:
             return "memory"
-        return "timeout" if exit_code == -signal.SIGXCPU else "crash"
+        return "timeout" if exit_code in (-signal.SIGPROF, -signal.SIGXCPU) else "crash"
 
     def _wait_for_exit(self) -> int | None:
         """Exit code of a child that has closed its pipe: it is dead or about to be."""

@@ -1,4 +1,4 @@
-"""A pool of killable child processes that run one pure check function under wall-clock and memory limits.
+"""A pool of killable child processes that run one pure check function under limits of computing time and memory.
 
 Used by verifiers, for work on what a model wrote: it may hang, eat memory or crash the interpreter.
 Children are fresh interpreters (no fork of a process that holds Ray, torch and threads), live for many
@@ -46,7 +46,8 @@ class Sandbox:
 
     Args:
         num_processes: children that work in parallel.
-        timeout_seconds: wall clock for one check; the child is killed when it is over.
+        timeout_seconds: computing time of one check, after which its child ends. A child that does not compute at
+            all (`IdleClock`) is killed within two to three times this by wall clock.
         memory_limit_mib: address space of one child, interpreter and libraries included.
         max_checks_per_process: a child is replaced after about this many checks, which bounds what
             libraries' caches can hold.
@@ -182,7 +183,7 @@ class Sandbox:
                 self._discard(child)
             elif death_reason is not None:
                 self._lose(child, batch, reason=death_reason)
-            elif child.items and time.monotonic() >= child.deadline:
+            elif child.items and time.monotonic() >= child.deadline and child.is_hanging():
                 self._lose(child, batch, reason="timeout")
 
     def _lose(self, child: SandboxProcess, batch: "_Batch", *, reason: str) -> None:

@@ -227,7 +227,13 @@ def judge(groups: Sequence[ScoredGroup], *, config: Config) -> JudgedCompletions
     ) as sandbox:
         for scored in groups:
             answers = [
-                read_answer(each.text, finish_reason=each.finish_reason, task=task)
+                read_answer(
+                    each.text,
+                    finish_reason=each.finish_reason,
+                    task=task,
+                    prompt=scored.group.prompt.text,
+                    after_thinking=reward.answer_after_thinking,
+                )
                 for each in scored.group.trajectories
             ]
             class_ids.append([answer.class_index for answer in answer_classes(answers, sandbox=sandbox)])

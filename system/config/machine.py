@@ -199,16 +199,25 @@ def _read_model_config(path: str, *, folder: Path) -> dict[str, object]:
 
 def check_data_files(task: TaskConfig) -> None:
     for key, path in (("task.train_path", task.train_path), ("task.test_path", task.test_path)):
-        if path is None:
-            continue
-        if not path.endswith((".jsonl", ".parquet")):
-            raise ConfigError(
-                key, given=path, expected="a .jsonl or .parquet file", fix="convert it, or use task.dataset"
-            )
-        if not Path(path).expanduser().is_file():
-            raise ConfigError(
-                key, given=path, expected="an existing file", fix="check the path (relative to where you run)"
-            )
+        if path is not None:
+            data_file(path, key=key)
+
+
+def data_file(path: str, *, key: str) -> Path:
+    """The file that `key` names, `~` expanded. Raises ConfigError when it is none that a task reads."""
+    file = Path(path).expanduser()
+    if file.suffix not in {".jsonl", ".parquet"}:
+        raise ConfigError(
+            key,
+            given=path,
+            expected="a file name that ends in .jsonl or .parquet",
+            fix="convert it, or use task.dataset",
+        )
+    if not file.is_file():
+        raise ConfigError(
+            key, given=path, expected="a file that exists", fix="check the path (relative to where you run)"
+        )
+    return file
 
 
 def check_wandb_key(tracker: TrackerConfig) -> None:

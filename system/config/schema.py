@@ -11,6 +11,7 @@ from system.fields import key
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
+TimeoutIs = Literal["wrong", "invalid"]
 EMBEDDED_TASKS = ("gsm8k_chains", "triplets")  # their problems are shipped; the others need paths or a data set
 
 
@@ -41,6 +42,12 @@ class TaskConfig:
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)
     validation_size: int = key("Training problems held out for tuning.", 500, minimum=0)
+    max_bad_rows_share: float = key(
+        "Share of a file's rows that may be malformed: they are left out and named; more of them end the run.",
+        0.01,
+        minimum=0,
+        maximum=1,
+    )
     max_train_steps: int | None = key(
         "Training chains with more calculation steps are left out (gsm8k_chains); null: all. Evaluation keeps all.",
         None,
@@ -100,7 +107,17 @@ class RewardTermConfig:
 class RewardConfig:
     num_workers: int = key("Reward workers (each holds the verifier's child processes).", 1, minimum=1)
     processes_per_worker: int = key("Killable verifier child processes of one worker.", 1, minimum=1)
-    timeout_seconds: float = key("Wall-clock limit for verifying one answer.", 5.0, above=0)
+    timeout_seconds: float = key(
+        "Limit for verifying one answer, in seconds of computing time (wall clock is only the backstop).", 5.0, above=0
+    )
+    timeout_is: TimeoutIs = key(
+        "What an answer is that cannot be verified within its time or memory: invalid ones are left out of their "
+        "group and counted, wrong ones get 0.",
+        "invalid",
+    )
+    answer_after_thinking: bool = key(
+        "Only what a response states behind </think> is its answer (off: the last answer, wherever it stands).", False
+    )
     memory_limit_mib: int = key(
         "Address-space limit of one verifier process in MiB; its libraries need 128.", 1024, minimum=128
     )

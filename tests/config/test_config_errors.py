@@ -198,9 +198,9 @@ NOT_ON_THIS_MACHINE = [
     wrong("model.path=two words", message=r"model.path: given 'two words', expected an existing folder, a hub id .*"),
     wrong("model.revision=main", message=r"model.revision: given 'main', expected null for a model that is not .*"),
     wrong("task.name=gsm8k", "task.train_path=nowhere.jsonl", "task.test_path=nowhere.jsonl",
-          message=r"task.train_path: given 'nowhere.jsonl', expected an existing file. .*"),
+          message=r"task.train_path: given 'nowhere.jsonl', expected a file that exists. .*"),
     wrong("task.name=gsm8k", "task.train_path=rows.csv", "task.test_path=rows.csv",
-          message=r"task.train_path: given 'rows.csv', expected a .jsonl or .parquet file. .*"),
+          message=r"task.train_path: given 'rows.csv', expected a file name that ends .*"),
     wrong("rollout.num_workers=1000", message=r"rollout.num_workers, learner.num_ranks, reward.num_workers: given "
           rf"'actors that reserve 500.75 CPUs', expected at most the {CPUS} CPUs of this machine. .*"),
     wrong("learner.device=cuda", "learner.backend=nccl", message=r"learner.num_ranks: given "

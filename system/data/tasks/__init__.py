@@ -33,6 +33,7 @@ def _make_text_task(kind: type[TextTask], config: TaskConfig) -> Task:
         test_path=config.test_path,
         dataset=config.dataset,
         validation_size=config.validation_size,
+        max_bad_rows_share=config.max_bad_rows_share,
     )
 
 

@@ -34,13 +34,14 @@ class CodeTask(TextTask):
         f"a problem text and tests: 'test_list', 'test' with 'entry_point', or one of {', '.join(TEST_FIELDS)}"
     )
 
-    def is_usable(self, row: Row) -> bool:
-        """False for contest problems that words of output cannot judge, or whose tests are all too long."""
+    def left_out_because(self, row: Row) -> str:
+        """Contest problems that words of output cannot judge, or whose tests are all too long."""
         if not _is_contest(row):
-            return True
+            return ""
         is_by_file = row.get("input_mode") == "file" or any(row.get(field) for field in ("input_file", "output_file"))
-        has_several_answers = any(row.get(field) for field in ("generated_checker", "interaction_format"))
-        return not is_by_file and not has_several_answers and bool(_contest_tests(row))
+        if is_by_file or any(row.get(field) for field in ("generated_checker", "interaction_format")):
+            return "that the printed output cannot judge, left out"
+        return "" if _contest_tests(row) else "whose tests are too long, left out"
 
     def parse_row(self, row: Row) -> ParsedRow | None:
         if isinstance(row.get("test_list"), list):

@@ -1,6 +1,6 @@
 r"""MATH and other competition problems whose answer is the last `\boxed{}` of the solution."""
 
-from system.data.tasks.boxed import last_boxed
+from system.data.tasks.boxed import has_box, has_box_without_braces, last_boxed
 from system.data.tasks.rows import Row, text_field
 from system.data.tasks.text_task import ParsedRow, TextTask
 
@@ -28,17 +28,23 @@ class MathTask(TextTask):
     name = "math"
     expected_row = "text fields 'problem' (or 'question') and 'answer', or a 'solution' with a \\boxed{} answer"
 
-    def is_usable(self, row: Row) -> bool:
-        """False where the answer is null (its box is empty) or is known to be incomplete."""
+    def left_out_because(self, row: Row) -> str:
+        if row.get("unique_id") in ROWS_WITH_SPLIT_ANSWER:
+            return "with an answer in several boxes, left out"
+        is_stated = text_field(row, ["answer"]) is not None
         has_null_answer = "answer" in row and row["answer"] is None
-        return not has_null_answer and row.get("unique_id") not in ROWS_WITH_SPLIT_ANSWER
+        solution = text_field(row, ["solution"]) or ""
+        is_empty = has_box(solution) and not is_stated and last_boxed(solution) is None
+        return "with an empty box, left out" if has_null_answer or is_empty else ""
 
     def parse_row(self, row: Row) -> ParsedRow | None:
         question, solution = text_field(row, ["problem", "question"]), text_field(row, ["solution"]) or ""
-        answer = text_field(row, ["answer"]) or last_boxed(solution)
+        stated = text_field(row, ["answer"])
+        answer = stated or last_boxed(solution)
         if question is None or answer is None:
             return None
-        return ParsedRow(question=question, solution=solution, reference_answer=answer)
+        remark = "with a box without braces, read" if not stated and has_box_without_braces(solution) else ""
+        return ParsedRow(question=question, solution=solution, reference_answer=answer, remark=remark)
 
     def extract_answer(self, response: str) -> str | None:
         return last_boxed(response)

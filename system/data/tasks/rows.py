@@ -1,30 +1,60 @@
 """Rows of a text task: JSON lines or Parquet from disk, or a hub data set by name. Used by the text tasks."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from system.config.machine import data_file
 from system.errors import ConfigError
 from system.interfaces import Split
 
 Row = Mapping[str, object]
 
 
-def read_rows(path: Path, *, key: str, expected: str) -> list[Row]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadRow:
+    """A row of a file that cannot be used."""
+
+    place: str  # "line 3" of JSON lines, else "row 3"
+    expected: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowReport:
+    """What was read from one file or data set, and what was left out and why."""
+
+    origin: str
+    num_rows: int
+    num_problems: int
+    counts: tuple[tuple[str, int], ...]  # by remark: rows that were left out for a known reason, or read in another way
+    bad_rows: tuple[BadRow, ...]
+
+    def lines(self) -> list[str]:
+        """For the terminal; none where every row was read as it stands."""
+        if not self.counts and not self.bad_rows:
+            return []
+        remarks = [f"{number} {remark}" for remark, number in self.counts]
+        if self.bad_rows:
+            first = self.bad_rows[0]
+            remarks.append(
+                f"{len(self.bad_rows)} malformed, left out (first: {first.place}, expected {first.expected})"
+            )
+        return [f"{self.origin}: {self.num_problems} problems from {self.num_rows} rows; {'; '.join(remarks)}"]
+
+
+def read_rows(path: str, *, key: str, expected: str) -> list[Row | BadRow]:
     """All rows of a .jsonl or .parquet file. Raises ConfigError that names `key` when it cannot be read as such."""
-    fix = f"point {key} at such a file"
-    if path.suffix not in {".jsonl", ".parquet"}:
-        raise ConfigError(key, given=str(path), expected="a file name that ends in .jsonl or .parquet", fix=fix)
-    if not path.is_file():
-        raise ConfigError(key, given=str(path), expected="a file that exists", fix=fix)
-    rows = _read_parquet(path, key=key) if path.suffix == ".parquet" else _read_json_lines(path, key=key)
+    file = data_file(path, key=key)
+    rows = _read_parquet(file, key=key) if file.suffix == ".parquet" else _read_json_lines(file)
     if not rows:
-        raise ConfigError(key, given=f"{path} without a row", expected=expected, fix=fix)
+        raise ConfigError(key, given=f"{path} without a row", expected=expected, fix=f"point {key} at such a file")
     return rows
 
 
-def _read_json_lines(path: Path, *, key: str) -> list[Row]:
-    rows: list[Row] = []
+def _read_json_lines(path: Path) -> list[Row | BadRow]:
+    rows: list[Row | BadRow] = []
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -32,23 +62,17 @@ def _read_json_lines(path: Path, *, key: str) -> list[Row]:
             try:
                 row = json.loads(line.decode("utf-8"))
             except ValueError as error:  # also UnicodeDecodeError
-                raise _malformed(path, number, key=key, problem=str(error)) from error
-            if not isinstance(row, dict):
-                raise _malformed(path, number, key=key, problem="the line is no JSON object")
-            rows.append(row)
+                rows.append(BadRow(place=f"line {number}", expected=f"one JSON object a line in UTF-8 ({error})"))
+                continue
+            rows.append(
+                row
+                if isinstance(row, dict)
+                else BadRow(place=f"line {number}", expected="one JSON object a line, this is no JSON object")
+            )
     return rows
 
 
-def _malformed(path: Path, number: int, *, key: str, problem: str) -> ConfigError:
-    return ConfigError(
-        key,
-        given=f"{path}, line {number}",
-        expected=f"one JSON object a line in UTF-8 ({problem})",
-        fix="fix or remove that line",
-    )
-
-
-def _read_parquet(path: Path, *, key: str) -> list[Row]:
+def _read_parquet(path: Path, *, key: str) -> list[Row | BadRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -60,7 +84,7 @@ def _read_parquet(path: Path, *, key: str) -> list[Row]:
         ) from error
 
 
-def load_hub_rows(dataset: str, *, split: Split) -> list[Row]:
+def load_hub_rows(dataset: str, *, split: Split) -> list[Row | BadRow]:
     """Rows of a hub data set, `name` or `name:configuration`. Raises ConfigError (`task.dataset`) when it fails."""
     import datasets
 
@@ -82,6 +106,6 @@ def text_field(row: Row, names: Sequence[str]) -> str | None:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
             return value.strip()
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return str(int(value)) if float(value).is_integer() else str(value)
     return None

@@ -1,14 +1,15 @@
 """What the tasks with written problems share: where rows come from, splits, prompts and steps."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from system.data.chat_template import chat_prompt
 from system.data.tasks.boxed import cut_paragraphs, last_box_start
-from system.data.tasks.rows import Row, load_hub_rows, read_rows
+from system.data.tasks.rows import BadRow, Row, RowReport, load_hub_rows, read_rows
 from system.data.tasks.splits import choose_validation_rows
 from system.errors import ConfigError
 from system.interfaces import AnswerKind, Split, Tokenizer
@@ -24,6 +25,7 @@ class ParsedRow:
     question: str
     solution: str
     reference_answer: str
+    remark: str = ""  # what is counted about the row, e.g. that its answer was written in an unusual way
 
 
 class TextTask(ABC):
@@ -44,10 +46,14 @@ class TextTask(ABC):
         test_path: str | None = None,
         dataset: str | None = None,
         validation_size: int = 500,
+        max_bad_rows_share: float = 0.0,
     ) -> None:
         self._paths = {"train": train_path, "test": test_path}
         self._dataset = dataset
         self._validation_size = validation_size
+        self._max_bad_rows_share = max_bad_rows_share
+        self._problems_of: dict[Split, list[tuple[int, ParsedRow]]] = {}
+        self._reports: dict[Split, RowReport] = {}
 
     @abstractmethod
     def parse_row(self, row: Row) -> ParsedRow | None:
@@ -64,12 +70,20 @@ class TextTask(ABC):
     def answer_continuation(self, answer: str) -> AnswerContinuation:
         return AnswerContinuation(prefix=ANSWER_PREFIX, text=f"{answer}}}", ends_response=False)
 
-    def is_usable(self, row: Row) -> bool:
-        """False for rows that are known to be no use and are left out without an error."""
-        return True
+    def left_out_because(self, row: Row) -> str:
+        """Why a row is known to be of no use, for a count; "" for the others."""
+        return ""
+
+    @property
+    def row_reports(self) -> tuple[RowReport, ...]:
+        """What the files that were read so far held."""
+        return tuple(self._reports.values())
 
     def load(self, split: Split) -> list[Problem]:
-        """Problems in the order of the file, numbered by its rows. Raises ConfigError when a row is malformed."""
+        """Problems in the order of the file, numbered by its rows.
+
+        Raises ConfigError when a file cannot be read, or when a larger share of its rows than allowed is malformed.
+        """
         if split == "test":
             return [self._problem("test", number, row) for number, row in self._read("test")]
         rows = self._read("train")
@@ -80,30 +94,67 @@ class TextTask(ABC):
         return [problem for place, problem in enumerate(problems) if (place in validation) == (split == "validation")]
 
     def _read(self, source: Split) -> list[tuple[int, ParsedRow]]:
-        """Usable rows with their numbers in the file, from 0."""
-        key, path = f"task.{source}_path", self._paths[source]
-        if path is not None:
-            rows, origin = read_rows(Path(path), key=key, expected=self.expected_row), path
-        elif self._dataset is not None:
-            rows, origin, key = load_hub_rows(self._dataset, split=source), self._dataset, "task.dataset"
-        else:
-            raise ConfigError(
-                key,
-                given=None,
-                expected=f"a .jsonl or .parquet file for task {self.name}",
-                fix=f"set {key}, or task.dataset to the name of a hub data set",
-            )
-        parsed = []
+        """Usable rows with their numbers in the file, from 0; read once."""
+        if source not in self._problems_of:
+            key, path = f"task.{source}_path", self._paths[source]
+            if path is not None:
+                rows, origin = read_rows(path, key=key, expected=self.expected_row), path
+            elif self._dataset is not None:
+                rows, origin, key = load_hub_rows(self._dataset, split=source), self._dataset, "task.dataset"
+            else:
+                raise ConfigError(
+                    key,
+                    given=None,
+                    expected=f"a .jsonl or .parquet file for task {self.name}",
+                    fix=f"set {key}, or task.dataset to the name of a hub data set",
+                )
+            self._problems_of[source], self._reports[source] = self._parse(rows, key=key, origin=origin)
+        return self._problems_of[source]
+
+    def _parse(
+        self, rows: Sequence[Row | BadRow], *, key: str, origin: str
+    ) -> tuple[list[tuple[int, ParsedRow]], RowReport]:
+        parsed: list[tuple[int, ParsedRow]] = []
+        remarks: Counter[str] = Counter()
+        bad_rows: list[BadRow] = []
         for number, row in enumerate(rows):
-            if not self.is_usable(row):
+            if isinstance(row, BadRow):
+                bad_rows.append(row)
+                continue
+            reason = self.left_out_because(row)
+            if reason:
+                remarks[reason] += 1
                 continue
             content = self.parse_row(row)
             if content is None:
-                raise ConfigError(
-                    key, given=f"{origin}, row {number + 1}", expected=self.expected_row, fix="fix or remove that row"
-                )
+                bad_rows.append(BadRow(place=f"row {number + 1}", expected=self.expected_row))
+                continue
+            if not self._is_reference(content.reference_answer):
+                expected = f"an answer that others can be compared with, not {content.reference_answer!r}"
+                bad_rows.append(BadRow(place=f"row {number + 1}", expected=expected))
+                continue
             parsed.append((number, content))
-        return parsed
+            if content.remark:
+                remarks[content.remark] += 1
+        if len(bad_rows) > self._max_bad_rows_share * len(rows):
+            raise ConfigError(
+                key,
+                given=f"{origin}, {bad_rows[0].place}",
+                expected=f"{bad_rows[0].expected} ({len(bad_rows)} of {len(rows)} rows are malformed)",
+                fix="fix or remove that row, or raise task.max_bad_rows_share",
+            )
+        report = RowReport(
+            origin=origin,
+            num_rows=len(rows),
+            num_problems=len(parsed),
+            counts=tuple(sorted(remarks.items())),
+            bad_rows=tuple(bad_rows),
+        )
+        return parsed, report
+
+    def _is_reference(self, text: str) -> bool:
+        """False for what no answer can be compared with."""
+        return self.answer_kind != "math" or text.strip(" .$+-").lower() not in ("", "nan", "inf", "null")
 
     def _problem(self, split: Split, number: int, row: ParsedRow) -> Problem:
         return Problem(

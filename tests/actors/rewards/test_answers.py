@@ -87,10 +87,10 @@ def test_a_hostile_answer_is_invalid_once_and_the_others_are_compared() -> None:
         bomb, three, also_three, nested, four, same_bomb = classify(texts, sandbox=sandbox)
     assert three.class_index == also_three.class_index == 0
     assert four.class_index == 1
-    assert {bomb.status, nested.status, same_bomb.status} == {"invalid"}
-    assert {bomb.reason, nested.reason} <= {"timeout", "memory"}
+    assert {bomb.status, same_bomb.status} == {"invalid"}
+    assert bomb.reason in {"timeout", "memory"}
+    assert (nested.status, nested.reason) == ("ok", "unparseable")
     assert bomb == same_bomb
-    assert bomb.seconds < 2.0  # one timeout, not one for each of the others
     assert bomb.class_index == nested.class_index == -1
 
 
@@ -110,3 +110,29 @@ def test_answers_are_read_from_responses(
     response: str, finish_reason: FinishReason, answer_kind: AnswerKind, expected: Answer
 ) -> None:
     assert read_answer(response, finish_reason=finish_reason, task=HashTask(answer_kind)) == expected
+
+
+THOUGHT = "<think>so #4</think>"
+
+
+@pytest.mark.parametrize(
+    ("response", "prompt", "answer"),
+    [
+        (f"{THOUGHT} it is #5", "", "5"),
+        (THOUGHT, "", None),
+        (f"{THOUGHT} it is", "", None),
+        ("<think>so #4", "", None),
+        (f"{THOUGHT} #5 <think>or #6", "", None),
+        (f"{THOUGHT}{THOUGHT}#7", "", "7"),
+        ("so #4", "", "4"),
+        ("so #4", "Question?\n<think>\n", None),
+        ("so #4</think> #5", "Question?\n<think>\n", "5"),
+        ("#5", "Put it behind <think> and </think>.", "5"),
+    ],
+)
+def test_answers_within_thinking_do_not_count_where_asked(response: str, prompt: str, answer: str | None) -> None:
+    task = HashTask("math")
+    read = read_answer(response, finish_reason="stop", task=task, prompt=prompt, after_thinking=True)
+    assert read == Answer(text=answer, reason="" if answer else "no_answer")
+    anywhere = read_answer(response, finish_reason="stop", task=task, prompt=prompt)
+    assert anywhere.text is not None

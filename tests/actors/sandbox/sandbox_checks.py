@@ -7,6 +7,7 @@ import time
 
 _HOARD: list[bytearray] = []
 _CALLS: list[int] = []
+_STARTED = time.process_time()
 
 
 def check(command: str, argument: str) -> tuple[str, float, str]:
@@ -15,6 +16,9 @@ def check(command: str, argument: str) -> tuple[str, float, str]:
         time.sleep(3600)
     elif command == "spin":
         while True:
+            pass
+    elif command == "compute":
+        while time.process_time() < float(argument) + _STARTED:
             pass
     elif command == "power":
         return "ok", 0.0, str(9 ** (9**9) % 7)  # C code that holds the interpreter lock

@@ -18,7 +18,7 @@ from actors.sandbox.sandbox import MAX_REQUEST_BYTES, Sandbox
 CHECK = "tests.actors.sandbox.sandbox_checks:check"
 ROOT = Path(__file__).parents[3]
 TIMEOUT_SECONDS = 1.0  # of tests that wait for it
-AMPLE_SECONDS = 20.0  # of tests that do not: a busy machine may stall a child for a while
+AMPLE_SECONDS = 20.0  # of tests that do not
 
 
 def new_sandbox(*, num_processes: int = 1, timeout_seconds: float = AMPLE_SECONDS, max_checks: int = 10_000) -> Sandbox:
@@ -70,15 +70,29 @@ def test_misbehaviour_costs_its_own_item_only(command: str, expected: str) -> No
         verdicts = sandbox.run([("echo", "before"), (command, ""), ("echo", "after"), ("echo", "last")])
     assert [verdict.reason for verdict in verdicts] == ["before", expected, "after", "last"]
     assert [verdict.status for verdict in verdicts] == ["ok", "invalid", "ok", "ok"]
-    if expected == "timeout":
-        assert verdicts[1].seconds < TIMEOUT_SECONDS + 1.0
 
 
-def test_a_hang_is_killed_within_its_limit_plus_a_second() -> None:
+def test_a_hang_is_killed_within_three_times_its_limit() -> None:
     with new_sandbox(timeout_seconds=TIMEOUT_SECONDS) as sandbox:
         start = time.monotonic()
         assert outcome(sandbox, "hang") == ("invalid", "timeout")
-    assert TIMEOUT_SECONDS <= time.monotonic() - start < TIMEOUT_SECONDS + 1.0
+    assert TIMEOUT_SECONDS <= time.monotonic() - start < 3 * TIMEOUT_SECONDS + 2.0
+
+
+def test_the_limit_counts_computing_time_whatever_else_the_machine_does() -> None:
+    """A comparison of half its limit is judged beside so many busy processes that it takes several times its limit."""
+    busy = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * len(os.sched_getaffinity(0)))
+    ]
+    try:
+        with new_sandbox(timeout_seconds=TIMEOUT_SECONDS) as sandbox:
+            verdicts = sandbox.run([("compute", str(TIMEOUT_SECONDS / 2)), ("spin", ""), ("compute", "0.1")])
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert [verdict.reason for verdict in verdicts] == [str(TIMEOUT_SECONDS / 2), "timeout", "0.1"]
+    assert verdicts[0].seconds > TIMEOUT_SECONDS  # or this test shows nothing
 
 
 def test_every_hang_of_a_batch_is_its_own_timeout() -> None:
@@ -121,7 +135,7 @@ def test_children_work_in_parallel() -> None:
     with new_sandbox(num_processes=3, timeout_seconds=TIMEOUT_SECONDS) as sandbox:
         start = time.monotonic()
         sandbox.run([("hang", "")] * 3)
-        assert time.monotonic() - start < 2.5
+        assert time.monotonic() - start < 5.0
 
 
 def test_prints_and_reads_of_a_library_do_not_reach_the_protocol(sandbox: Sandbox) -> None:
@@ -201,7 +215,7 @@ def test_close_leaves_no_process_and_may_be_repeated() -> None:
     sandbox.close()
     sandbox.close()
     assert not any(psutil.pid_exists(process_id) for process_id in process_ids)  # a zombie would exist
-    assert not [child for child in psutil.Process().children() if "sandbox_child" in " ".join(child.cmdline())]
+    assert not [child for child in psutil.Process().children() if "actors.sandbox.child" in " ".join(child.cmdline())]
     with pytest.raises(RuntimeError, match="closed"):
         sandbox.run([("echo", "")])
 
@@ -231,9 +245,9 @@ def test_children_die_with_a_parent_that_is_killed(command: str) -> None:
 
 
 def test_a_check_that_cannot_be_loaded_fails_at_start_with_the_reason() -> None:
-    with pytest.raises(SandboxStartError, match=r"No module named 'actors\.scorers\.no_such_check'"):
-        Sandbox("actors.scorers.no_such_check:check", num_processes=2, timeout_seconds=1.0, memory_limit_mib=192)
-    assert not [child for child in psutil.Process().children() if "sandbox_child" in " ".join(child.cmdline())]
+    with pytest.raises(SandboxStartError, match=r"No module named 'actors\.rewards\.no_such_check'"):
+        Sandbox("actors.rewards.no_such_check:check", num_processes=2, timeout_seconds=1.0, memory_limit_mib=192)
+    assert not [child for child in psutil.Process().children() if "actors.sandbox.child" in " ".join(child.cmdline())]
 
 
 def test_a_child_that_does_not_get_ready_in_time_fails_at_start() -> None:

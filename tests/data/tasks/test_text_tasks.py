@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from system.config.machine import check_data_files
 from system.config.schema import TaskConfig
 from system.data.character_tokenizer import build_character_tokenizer
 from system.data.tasks import make_task
@@ -39,14 +40,34 @@ def write_lines(path: Path, rows: list[object]) -> str:
         (r"\boxed{1} and \boxed{2", None),
         (r"\boxed{}", None),
         ("no box", None),
+        (r"\boxed{4} and then \boxed{}", "4"),
+        (r"\boxed{4} and then \boxed{ \, }", "4"),
+        (r"\boxed{4} and then \boxed{\text{}}", "4"),
+        (r"\boxed{4}. I put it in \boxed{...}", "4"),
+        ("\\boxed{4}\n% \\boxed{5}\n", "4"),
+        (r"\boxed{4} % or \boxed{5}", "4"),
+        (r"so $x=4$ % \boxed{5}", None),
+        (r"so 50 % of them, \boxed{5}", "5"),
+        (r"so 50% of them, \boxed{5}", "5"),
+        (r"so 50\% \boxed{5}", "5"),
+        (r"so $\boxed 2$.", "2"),
+        (r"so $\boxed2$.", "2"),
+        (r"so $\boxed -12.5$", "-12.5"),
+        (r"so \boxed 2.", "2"),
+        (r"so \boxed 2 apples", "2"),
+        (r"so \boxed \frac12$", r"\frac12"),
+        (r"so $\boxed x$", "x"),
+        (r"\boxed{4}, as \boxed asks for", "4"),
+        (r"\boxedx{4}", None),
     ],
 )
 def test_last_box_is_read_with_balanced_braces(text: str, answer: str | None) -> None:
     assert last_boxed(text) == answer
 
 
-def test_megabyte_of_open_boxes_is_read_in_linear_time() -> None:
-    assert last_boxed("\\boxed{" * 150_000) is None
+@pytest.mark.parametrize("text", ["\\boxed{", "\\boxed{}", "\\boxed ", " % ", "} % ", "\\boxed{} %"])
+def test_megabyte_of_boxes_is_read_in_linear_time(text: str) -> None:
+    assert last_boxed(text * (1_000_000 // len(text))) is None
 
 
 def test_paragraphs_are_steps_and_short_ones_join_the_next() -> None:
@@ -99,6 +120,54 @@ def test_math_leaves_out_rows_without_a_whole_answer(tmp_path: Path) -> None:
         ("test/00002", "4"),
         ("test/00003", "27"),
     ]
+
+
+def test_math_boxes_without_braces_are_read_and_empty_ones_left_out_and_both_are_counted(tmp_path: Path) -> None:
+    rows: list[object] = [
+        {"problem": "a", "solution": "so $\\boxed 2$."},
+        {"problem": "b", "solution": "so $\\boxed{}$."},
+        {"problem": "c", "solution": "so $\\boxed{3}$.", "answer": None},
+        {"problem": "d", "solution": "so $\\boxed{5}$."},
+    ]
+    task = MathTask(test_path=write_lines(tmp_path / "test.jsonl", rows))
+    assert [problem.reference_answer for problem in task.load("test")] == ["2", "5"]
+    (report,) = task.row_reports
+    assert report.counts == (("with a box without braces, read", 1), ("with an empty box, left out", 2))
+    assert report.lines()[0].endswith(
+        "2 problems from 4 rows; 1 with a box without braces, read; 2 with an empty box, left out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("{not json", "line 2, expected one JSON object a line"),
+        ('{"problem": "?"}', "row 2, expected text fields"),
+        ('{"problem": "?", "answer": NaN}', "row 2, expected text fields"),
+        ('{"problem": "?", "answer": "nan"}', "row 2, expected an answer that others can be compared with, not 'nan'"),
+        ('{"problem": "?", "answer": -Infinity}', "row 2, expected text fields"),
+    ],
+)
+def test_bad_row_among_many_is_left_out_and_named_up_to_the_share(bad: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    good = [json.dumps({"problem": f"p{number}", "answer": str(number)}) for number in range(99)]
+    path.write_text("\n".join([good[0], bad, *good[1:]]), encoding="utf-8")
+    task = MathTask(test_path=str(path), max_bad_rows_share=0.01)
+    assert len(task.load("test")) == 99
+    (report,) = task.row_reports
+    assert len(report.bad_rows) == 1
+    assert f"1 malformed, left out (first: {message}" in report.lines()[0]
+    with pytest.raises(ConfigError, match=r"line 2|row 2.*1 of 100 rows are malformed.*task\.max_bad_rows_share"):
+        MathTask(test_path=str(path), max_bad_rows_share=0.009).load("test")
+
+
+def test_home_folder_is_expanded_where_the_file_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_lines(tmp_path / "x.jsonl", [GOOD_ROW, GOOD_ROW])
+    config = TaskConfig(name="gsm8k", train_path="~/x.jsonl", test_path="~/x.jsonl", validation_size=0)
+    check_data_files(config)
+    task = make_task(config)
+    assert [len(task.load(split)) for split in ("train", "validation", "test")] == [2, 0, 2]
 
 
 def test_prompt_is_plain_without_a_chat_template_and_chat_with_one(tmp_path: Path) -> None:
