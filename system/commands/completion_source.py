@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from system.algorithms.rewards import SELF_CERTAINTY, VERIFIER, find_term
 from system.config.load import load_config
-from system.config.machine import check_environment
+from system.config.machine import check_machine
 from system.config.schema import BeliefConfig, Config
 from system.data.group_files import FiledGroup, group_as_json
 from system.data.prompts import evaluation_prompts
@@ -134,7 +134,7 @@ def _collect(
 
 def policy_tokenizer(config: Config) -> Tokenizer:
     """The tokenizer of model.path. Raises ConfigError when this machine lacks what the configuration names."""
-    check_environment(config)
+    check_machine(config)
     from system.commands.run_inputs import load_tokenizer
 
     return load_tokenizer(config)

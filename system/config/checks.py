@@ -9,12 +9,14 @@ import re
 from dataclasses import fields
 
 from system.config.belief import check_belief
+from system.config.imports import is_import_path
 from system.config.losses import check_loss
-from system.config.machine import check_environment
+from system.config.machine import check_machine
 from system.config.reference import config_keys, section_types, unread_key
 from system.config.resources import uses_scoring_replicas
 from system.config.schema import (
     EMBEDDED_TASKS,
+    TASKS_OF_ROWS,
     ClusterConfig,
     Config,
     EvaluationConfig,
@@ -51,7 +53,7 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     check_weight_sync(config)
     check_cluster(config.cluster)
     if check_devices:
-        check_environment(config)
+        check_machine(config)
 
 
 def check_run(run: RunConfig) -> None:
@@ -68,6 +70,10 @@ def check_run(run: RunConfig) -> None:
 
 def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
     sources = {"task.train_path": task.train_path, "task.test_path": task.test_path, "task.dataset": task.dataset}
+    if task.name not in (*EMBEDDED_TASKS, *TASKS_OF_ROWS) and not is_import_path(task.name):
+        names = ", ".join((*EMBEDDED_TASKS, *TASKS_OF_ROWS))
+        expected = f"one of {names}, or an import path package.module:Name"
+        raise ConfigError("task.name", given=task.name, expected=expected, fix="e.g. task.name=math")
     if task.name in EMBEDDED_TASKS:
         for key, value in sources.items():
             if value is not None:
@@ -79,7 +85,7 @@ def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
         raise ConfigError(
             "task.dataset", given=task.dataset, expected="either a dataset or paths", fix="set the other one to null"
         )
-    if task.dataset is None and task.name not in EMBEDDED_TASKS:
+    if task.dataset is None and task.name in TASKS_OF_ROWS:
         for key in ("task.train_path", "task.test_path"):
             if sources[key] is None:
                 raise ConfigError(

@@ -39,7 +39,7 @@ def model_folder(path: str) -> Path | None:
     return None
 
 
-def check_environment(config: Config) -> None:
+def check_machine(config: Config) -> None:
     """Raises ConfigError for the first thing that this machine lacks."""
     check_model(config.model, rollout=config.rollout, asks_for_beliefs=uses_beliefs(config))
     check_data_files(config.task)

@@ -6,7 +6,7 @@ Called by system/config/load.py and system/cli.py; free of torch, Ray and OmegaC
 import difflib
 import functools
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -166,4 +166,6 @@ def yaml_text(value: object) -> str:
         return str(value).lower()
     if isinstance(value, tuple | list):
         return "[" + ", ".join(yaml_text(part) for part in value) + "]"
+    if is_dataclass(value) and not isinstance(value, type):
+        return "{" + ", ".join(f"{name}: {yaml_text(part)}" for name, part in asdict(value).items() if part != {}) + "}"
     return str(value)

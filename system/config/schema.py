@@ -12,7 +12,8 @@ from system.fields import key
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 TimeoutIs = Literal["wrong", "invalid"]
-EMBEDDED_TASKS = ("gsm8k_chains", "triplets")  # their problems are shipped; the others need paths or a data set
+EMBEDDED_TASKS = ("gsm8k_chains", "triplets")  # their problems are shipped
+TASKS_OF_ROWS = ("gsm8k", "math", "code")  # these need paths or a data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    name: Literal["gsm8k_chains", "gsm8k", "math", "code", "triplets"] = key("Which task to train on.")
+    name: str = key(
+        "Which task to train on: gsm8k_chains, triplets (both shipped), gsm8k, math, code, or package.module:Name."
+    )
     train_path: str | None = key("Local .jsonl or .parquet with training rows; null: embedded data or dataset.", None)
     test_path: str | None = key("Local .jsonl or .parquet with test rows; null: embedded data or dataset.", None)
     dataset: str | None = key("Hub data set, 'name' or 'name:configuration', in place of the two paths.", None)

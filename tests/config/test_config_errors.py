@@ -51,7 +51,7 @@ WRONG_KEYS_AND_TYPES = [
     wrong("learner.learning_rate=.nan", message=r"learner.learning_rate: given nan, expected a number, finite. .*"),
     wrong("run.max_seconds=.inf", message=r"run.max_seconds: given inf, expected a number or null, finite. .*"),
     wrong("learner.backend=mpi", message=r"learner.backend: given 'mpi', expected one of gloo, nccl. .*"),
-    wrong("task.name=gsm9k", message=r"task.name: given 'gsm9k', expected one of gsm8k_chains, gsm8k, math, .*"),
+    wrong("task.name=gsm9k", message=r"task.name: given 'gsm9k', expected one of gsm8k_chains, triplets, gsm8k, .*"),
     wrong("rollout.enforce_eager=2", message=r"rollout.enforce_eager: given 2, expected true or false. .*"),
     wrong("learner.adam_betas=0.9", message=r"learner.adam_betas: given 0.9, expected a list of 2 numbers. .*"),
     wrong("learner.adam_betas=[0.9]", message=r"learner.adam_betas: given \[0.9\], expected a list of 2 numbers. .*"),

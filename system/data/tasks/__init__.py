@@ -1,8 +1,12 @@
-"""The tasks by name. Adding one: a file here with its class, an entry below, its name in TaskConfig, a test."""
+"""The tasks by name, and a user's own by its import path.
+
+Adding one here: a file with its class, an entry below, its name in system/config/schema.py, a test.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
+from system.config.imports import import_class, is_import_path
 from system.config.schema import TaskConfig
 from system.data.tasks.code import CodeTask
 from system.data.tasks.gsm8k import Gsm8kTask
@@ -46,6 +50,18 @@ TASK_FACTORIES: dict[str, Callable[[TaskConfig], Task]] = {
 }
 
 
+TASK_METHODS = (
+    "load", "redraw", "prompt_text", "cut_steps", "extract_answer", "reasoning_end", "answer_continuation",
+)  # fmt: skip
+
+
 def make_task(config: TaskConfig) -> Task:
-    """The task that the section `task` names. Raises ConfigError when the section contradicts itself."""
-    return TASK_FACTORIES[config.name](config)
+    """The task that the section `task` names. Raises ConfigError when the section contradicts itself.
+
+    A class of a user's own is a TextTask, made from paths or a data set as the built-in ones, or made of the section.
+    """
+    if not is_import_path(config.name):
+        return TASK_FACTORIES[config.name](config)
+    kind = import_class(config.name, key="task.name", methods=TASK_METHODS)
+    task: Task = _make_text_task(kind, config) if issubclass(kind, TextTask) else kind(config)
+    return task
