@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from system.numerics.packed_attention import PackedLayout
+from system.numerics.packed_attention import PackedLayout, TreeVectors
 from system.records import FloatArray, IntArray
 
 
@@ -74,7 +74,11 @@ class PackedTrees:
             layout=PackedLayout.build(
                 torch.from_numpy(starts),
                 device=device,
-                masks=[each.mask() for each in flat],
+                trees=TreeVectors(
+                    limits=torch.from_numpy(np.concatenate([each.trunk_limits for each in flat])),
+                    steps=torch.from_numpy(np.concatenate([each.steps for each in flat])),
+                    answers=torch.from_numpy(np.concatenate([each.answers for each in flat])),
+                ),
                 max_position=max(int(each.position_ids.max()) for each in flat),
             ),
             predictor_index=to_device(
@@ -111,20 +115,11 @@ class _FlatTree:
 
     token_ids: NDArray[np.int64]  # [N]
     position_ids: NDArray[np.int64]  # [N]
-    num_trunk: int
     trunk_limits: NDArray[np.int64]  # [N], how many trunk tokens a token sees
     steps: NDArray[np.int64]  # [N], branch of the token; -1 in the trunk
     answers: NDArray[np.int64]  # [N], answer of the token in its branch; -1 in trunk and prefix
     predictor_index: NDArray[np.int64]  # [M]
     target_ids: NDArray[np.int64]  # [M]
-
-    def mask(self) -> torch.Tensor:
-        """bool[N, N]: whether query (row) sees key (column)."""
-        index = np.arange(len(self.token_ids))
-        in_trunk = (index < self.num_trunk) & (index < self.trunk_limits[:, None])
-        same_branch = (self.steps == self.steps[:, None]) & (self.steps >= 0)
-        same_answer = (self.answers == -1) | (self.answers == self.answers[:, None])
-        return torch.from_numpy(in_trunk | (same_branch & same_answer & (index <= index[:, None])))
 
 
 def _flatten(tree: AnswerTree) -> _FlatTree:
@@ -154,7 +149,6 @@ def _flatten(tree: AnswerTree) -> _FlatTree:
     return _FlatTree(
         token_ids=np.concatenate(token_ids).astype(np.int64),
         position_ids=np.concatenate(position_ids).astype(np.int64),
-        num_trunk=num_trunk,
         trunk_limits=np.concatenate(limits).astype(np.int64),
         steps=np.concatenate(steps).astype(np.int64),
         answers=np.concatenate(answers).astype(np.int64),

@@ -2,14 +2,14 @@
 
 Linear layers, norms and the LM head see N packed tokens. Attention alone gathers the sequences into a few
 right-padded blocks of similar length and scatters the result back. Right padding needs no mask: a causal
-query never looks at a later key. Sequences that are trees (answer_trees.py) bring a mask each.
+query never looks at a later key. Sequences that are trees (answer_trees.py) say who sees whom, and a mask is made
+of it on the device.
 
 Used by the learner and the scoring replicas on CPU and GPU alike, through transformers' attention interface:
 whoever loads a model registers `packed_attention` and `no_attention_mask` there under the name
 `PACKED_ATTENTION` and passes `packed_layout=PackedLayout.build(...)` to the model's forward pass.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,34 @@ PACKED_ATTENTION = "credence_packed"
 MAX_PADDING_SHARE = 0.15
 # Below this many cells, one more call costs more than the padding it saves.
 MIN_BLOCK_CELLS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TreeVectors:
+    """Who sees whom where each sequence is a trunk with branches behind it; int64[N], sequences end to end.
+
+    A token sees the first `limits` tokens of its trunk; and of its own branch, up to itself, the tokens that belong
+    to no answer and those of its own answer.
+    """
+
+    limits: Tensor
+    steps: Tensor  # branch of the token; -1 in the trunk
+    answers: Tensor  # answer of the token in its branch; -1: of none
+
+    def mask(self, gather: Tensor, *, is_token: Tensor) -> Tensor:
+        """bool[B_c, 1, L_c, L_c], query x key, of a block with cells `gather` [B_c, L_c], on that device.
+
+        Padding asks as its sequence's last token does, and is seen by none.
+        """
+        limits, steps, answers = (
+            vector.to(gather.device)[gather] for vector in (self.limits, self.steps, self.answers)
+        )
+        key = torch.arange(gather.shape[1], device=gather.device)
+        in_trunk = (steps < 0)[:, None, :]
+        same_branch = (steps[:, :, None] == steps[:, None, :]) & ~in_trunk & (key <= key[:, None])
+        same_answer = (answers < 0)[:, None, :] | (answers[:, :, None] == answers[:, None, :])
+        seen = (in_trunk & (key < limits[:, :, None])) | (same_branch & same_answer)
+        return (seen & is_token[:, None, :])[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,13 +76,13 @@ class PackedLayout:
         sequence_starts: Tensor,
         *,
         device: torch.device,
-        masks: Sequence[Tensor] | None = None,
+        trees: TreeVectors | None = None,
         max_position: int | None = None,
     ) -> "PackedLayout":
         """Groups sequences by length into blocks. `sequence_starts` int[B+1] on the CPU; tensors land on `device`.
 
-        `masks`: bool[L, L] of each sequence, query x key, every row with a key; None: all are causal. With masks,
-        `max_position` is the largest position id, which no longer is the length less 1.
+        `trees`: who sees whom; None: all are causal. With trees, `max_position` is the largest position id, which no
+        longer is the length less 1.
         """
         starts = sequence_starts.long()
         lengths = starts.diff()
@@ -73,25 +101,13 @@ class PackedLayout:
             cell = cells + torch.arange(gather.numel()).view_as(gather)
             scatter[gather[is_token]] = cell[is_token]
             cells += gather.numel()
-            mask = None if masks is None else _padded_masks([masks[each] for each in members]).to(device)
+            gather = gather.to(device)
+            mask = None if trees is None else trees.mask(gather, is_token=is_token.to(device))
             blocks.append(
-                PackedBlock(
-                    gather=gather.flatten().to(device), num_sequences=len(members), max_length=max_length, mask=mask
-                )
+                PackedBlock(gather=gather.flatten(), num_sequences=len(members), max_length=max_length, mask=mask)
             )
         longest = int(lengths.max()) if max_position is None else max_position + 1
         return cls(blocks=tuple(blocks), scatter=scatter.to(device), max_length=longest)
-
-
-def _padded_masks(longest_first: Sequence[Tensor]) -> Tensor:
-    """bool[B_c, 1, L_c, L_c]; padding asks as the last query does, and is seen by none."""
-    max_length = len(longest_first[0])
-    padded = torch.zeros(len(longest_first), 1, max_length, max_length, dtype=torch.bool)
-    for sequence, mask in enumerate(longest_first):
-        length = len(mask)
-        padded[sequence, 0, :length, :length] = mask
-        padded[sequence, 0, length:, :length] = mask[-1]
-    return padded
 
 
 def _similar_lengths(longest_first: list[int], lengths: list[int]) -> list[list[int]]:
@@ -149,6 +165,11 @@ def packed_attention(
             for tensor in rows
         )
         mask = block.mask if window is None else _window_mask(block, window=window)
+        if mask is not None and num_heads != num_key_heads:
+            # No fused CUDA kernel but cuDNN's takes a mask and shared heads together; the fallback stores all scores.
+            block_key, block_value = (
+                tensor.repeat_interleave(num_heads // num_key_heads, dim=1) for tensor in (block_key, block_value)
+            )
         attended = scaled_dot_product_attention(
             block_query,
             block_key,
@@ -156,7 +177,7 @@ def packed_attention(
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
-            enable_gqa=num_heads != num_key_heads,
+            enable_gqa=block_key.shape[1] != num_heads,
         )
         outputs.append(attended.transpose(1, 2).reshape(-1, num_heads, value.shape[-1]))
     cells_in_order = outputs[0] if len(outputs) == 1 else torch.cat(outputs)

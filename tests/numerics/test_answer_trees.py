@@ -88,3 +88,55 @@ def test_another_number_of_logprobs_is_refused(count: int) -> None:
 def test_impossible_trees_are_refused(prefix_lengths: np.ndarray, answers: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnswerTree(token_ids=ids(1, 2, 3), prefix_lengths=prefix_lengths, answer_prefix=ids(), answers=answers)
+
+
+def dense_mask(tree: AnswerTree) -> torch.Tensor:
+    """bool[N, N] of one tree, query by query: the definition that the block masks have to equal."""
+    num_trunk = int(tree.prefix_lengths[-1])
+    seen = [list(range(token + 1)) for token in range(num_trunk)]
+    for limit in tree.prefix_lengths.tolist():
+        root = list(range(limit))
+        for _ in tree.answer_prefix:
+            root.append(len(seen))
+            seen.append(list(root))
+        for answer in tree.answers:
+            path = list(root)
+            for _ in answer[:-1]:
+                path.append(len(seen))
+                seen.append(list(path))
+    mask = torch.zeros(len(seen), len(seen), dtype=torch.bool)
+    for query, keys in enumerate(seen):
+        mask[query, keys] = True
+    return mask
+
+
+def random_tree(rng: np.random.Generator) -> AnswerTree:
+    length = int(rng.integers(3, 12))
+    cuts = np.sort(rng.choice(np.arange(1, length + 1), size=int(rng.integers(1, 4)), replace=False))
+    answers = tuple(ids(*rng.integers(0, 9, size=rng.integers(1, 4))) for _ in range(int(rng.integers(1, 4))))
+    return AnswerTree(
+        token_ids=ids(*rng.integers(0, 9, size=length)),
+        prefix_lengths=cuts.astype(np.int32),
+        answer_prefix=ids(*rng.integers(0, 9, size=rng.integers(0, 3))),
+        answers=answers,
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_block_masks_equal_the_definition_and_padding_asks_as_the_last_token_does(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    trees = [random_tree(rng) for _ in range(6)]
+    packed = PackedTrees.build(trees, device=CPU)
+    starts = np.concatenate(([0], np.cumsum([tree.num_tokens for tree in trees])))
+    num_checked = 0
+    for block in packed.layout.blocks:
+        assert block.mask is not None
+        for row, gather in enumerate(block.gather.view(block.num_sequences, block.max_length)):
+            tree = trees[int(np.searchsorted(starts, int(gather[0]), side="right")) - 1]
+            expected, mask = dense_mask(tree), block.mask[row, 0]
+            length = len(expected)
+            assert torch.equal(mask[:length, :length], expected)
+            assert torch.equal(mask[length:, :length], expected[-1:].expand(len(mask) - length, -1))
+            assert not mask[:, length:].any()
+            num_checked += 1
+    assert num_checked == len(trees)

@@ -8,6 +8,7 @@ from system.numerics.packed_attention import (
     MAX_PADDING_SHARE,
     PACKED_ATTENTION,
     PackedLayout,
+    TreeVectors,
     no_attention_mask,
     packed_attention,
 )
@@ -72,7 +73,8 @@ def test_what_would_be_computed_wrongly_is_refused() -> None:
     _, _, layout = packed_inputs()
     states = torch.zeros(1, 2, sum(LENGTHS), 4)
     module = torch.nn.Identity()
-    tree = PackedLayout.build(torch.tensor([0, 3]), device=torch.device("cpu"), masks=[torch.ones(3, 3).tril().bool()])
+    trunk = TreeVectors(limits=torch.arange(1, 4), steps=torch.full((3,), -1), answers=torch.full((3,), -1))
+    tree = PackedLayout.build(torch.tensor([0, 3]), device=torch.device("cpu"), trees=trunk)
     three = states[:, :, :3]
     with pytest.raises(ValueError, match="a tree of sequences exceeds the model's window of 2 tokens"):
         packed_attention(module, three, three, three, None, packed_layout=tree, sliding_window=2)
@@ -82,3 +84,53 @@ def test_what_would_be_computed_wrongly_is_refused() -> None:
         packed_attention(module, states, states, states, None, packed_layout=layout, softcap=30.0)
     with pytest.raises(ValueError, match="must ascend strictly"):
         PackedLayout.build(torch.tensor([0, 3, 3]), device=torch.device("cpu"))
+
+
+def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[N, H, D] in float64, one head of queries after the other."""
+    share = query.shape[1] // key.shape[1]
+    heads = []
+    for head in range(query.shape[1]):
+        scores = query[0, head].double() @ key[0, head // share].double().T / query.shape[-1] ** 0.5
+        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+        heads.append(weights @ value[0, head // share].double())
+    return torch.stack(heads, dim=1)
+
+
+@pytest.mark.parametrize("num_key_value_heads", [4, 2, 1])
+def test_grouped_query_heads_with_a_mask_equal_plain_attention(num_key_value_heads: int) -> None:
+    # trunk of 4, and two branches of 2 behind its first 2 and all 4 tokens
+    steps = torch.tensor([-1, -1, -1, -1, 0, 0, 1, 1])
+    vectors = TreeVectors(
+        limits=torch.tensor([1, 2, 3, 4, 2, 2, 4, 4]), steps=steps, answers=torch.zeros(8).long().where(steps >= 0, -1)
+    )
+    layout = PackedLayout.build(torch.tensor([0, 8]), device=torch.device("cpu"), trees=vectors)
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    for token, keys in enumerate(
+        [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 4], [0, 1, 4, 5], [0, 1, 2, 3, 6], [0, 1, 2, 3, 6, 7]]
+    ):
+        mask[token, keys] = True
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(1, 4, 8, 16, generator=generator)
+    key, value = torch.randn(2, 1, num_key_value_heads, 8, 16, generator=generator)
+    attended, _ = packed_attention(torch.nn.Identity(), query, key, value, None, packed_layout=layout)
+    expected = plain_attention(query, key, value, mask)
+    torch.testing.assert_close(attended[0].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_masked_call_with_grouped_query_heads_stores_no_scores() -> None:
+    device = torch.device("cuda")
+    length, heads = 4096, 16
+    vectors = TreeVectors(
+        limits=torch.arange(1, length + 1), steps=torch.full((length,), -1), answers=torch.full((length,), -1)
+    )
+    layout = PackedLayout.build(torch.tensor([0, length]), device=device, trees=vectors)
+    query = torch.randn(1, heads, length, 128, device=device, dtype=torch.bfloat16)
+    key, value = torch.randn(2, 1, 2, length, 128, device=device, dtype=torch.bfloat16)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    packed_attention(torch.nn.Identity(), query, key, value, None, packed_layout=layout)
+    scores = heads * length * length * query.element_size()
+    assert torch.cuda.max_memory_allocated() - before < scores / 2

@@ -65,3 +65,12 @@ def test_packed_sequences_with_learned_positions_equal_single_ones_and_nothing_i
         1.0,
     )
     torch.testing.assert_close(logprobs, expected, rtol=0, atol=1e-5)
+
+
+def test_loading_a_policy_switches_off_the_attention_of_cudnn(folder: Path) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_policy_model(
+        str(folder), revision=None, trust_remote_code=False, dtype=torch.float32, device=torch.device("cpu")
+    )
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
