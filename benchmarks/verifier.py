@@ -1,4 +1,4 @@
-"""Checks per second through the reward worker over checks per second of bare calls in this process.
+"""Checks per second through the verifier over checks per second of bare calls in this process.
 
 Run: python benchmarks/verifier.py (no arguments, under two minutes on two cores). Groups of 8 distinct answers:
 rational answers are made here; for mathematics, expressions of the kinds that competition problems end in.
@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from actors.rewards.answer_verifier import AnswerVerifier
 from actors.rewards.math_check import check_math
 from actors.rewards.rational_check import check_rational
-from actors.rewards.worker import RewardWorker
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.interfaces import AnswerKind
 from system.records import PolicyVersions, Prompt, Trajectory, TrajectoryGroup
@@ -85,17 +84,15 @@ def measure_worker(answer_kind: AnswerKind, *, num_processes: int) -> tuple[floa
         timeout_seconds=TIMEOUT_SECONDS,
         memory_limit_mib=MEMORY_LIMIT_MIB,
     )
-    worker = RewardWorker([verifier])
     start_seconds = time.perf_counter() - start
     groups = [make_group(answer_kind, group_id=group_id) for group_id in range(NUM_GROUPS[answer_kind])]
     start = time.perf_counter()
     for group in groups:
-        scored = worker.score(group)
-        reasons = [row[0].reason for row in scored.terms]
+        reasons = [term.reason for term in verifier.score(group)]
         if reasons != ["right"] + ["wrong"] * (GROUP_SIZE - 1):
             raise RuntimeError(f"unexpected verdicts in group {group.group_id}: {reasons}")
     seconds = time.perf_counter() - start
-    worker.close()
+    verifier.close()
     return start_seconds, len(groups) * GROUP_SIZE / seconds
 
 

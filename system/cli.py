@@ -49,7 +49,7 @@ COMMANDS = {
         sentence="certainty of right against wrong completions",
     ),
     "belief": Command(
-        function="system.commands.belief_report:main",
+        function="system.commands.barl.report:main",
         arguments="RUN_DIR [--group ID]",
         sentence="what the policy believed, step by step (BARL)",
     ),

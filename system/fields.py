@@ -58,6 +58,11 @@ def key(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOptions:
+    """The options of whatever has none."""
+
+
 def check_bounds(section: Any, *, prefix: str) -> None:
     """Every number of a dataclass of `key` fields lies in its bounds; null passes. Raises ConfigError for the first."""
     for entry in fields(section):

@@ -61,10 +61,10 @@ class Task(Protocol):
 
 @runtime_checkable
 class StepwiseTask(Protocol):
-    """A task that can say what a hypothesis would pay at each step; one token of its responses is one step."""
+    """A task that can say what an answer would pay at each step; one token of its responses is one step."""
 
-    def payments(self, response: str, *, hypothesis: str) -> BoolArray:
-        """bool[S]: whether step t would be rewarded if `hypothesis` were the answer."""
+    def payments(self, response: str, *, answer: str) -> BoolArray:
+        """bool[S]: whether step t would be rewarded if `answer` were right."""
 
 
 class Scorer(Protocol):

@@ -5,7 +5,7 @@ identity (`eq=False`): a generated `__eq__` would raise on arrays.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,32 +163,18 @@ class AnswerContinuation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AnswerHypotheses:
-    """What a group's trajectories may be heading for: the reference answer and the group's own distinct answers."""
+class GroupScores:
+    """What the scorers of one worker say of a group; the group itself is not sent back."""
 
-    answers: tuple[str, ...]  # K+1; 0 = reference answer
-    stated: IntArray  # int32[G], the hypothesis that a trajectory's final answer equals; -1: none of them
-    seconds: float  # that finding them took
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BeliefTrace:
-    """What the policy would have answered after each step of one trajectory, had it been asked."""
-
-    step_ends: IntArray  # int32[S], in sampled tokens; the last is num_sampled
-    outcomes: IntArray  # int32[K+1], 1 where the final answer equals the hypothesis
-    answer_logprobs: FloatArray  # float32[S+1, K+1], log P[t, i], nats
-    policy_version: int
-    trees_seconds: float  # an equal share of what cutting steps and building trees took for the group
-    forward_seconds: float  # and of the forward passes
+    terms: tuple[tuple[RewardTerm, ...], ...]  # G x scorers of that worker
+    evidence: tuple[Any, ...] | None  # G, opaque to everybody but the algorithm that asked for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoredGroup:
     group: TrajectoryGroup
     terms: tuple[tuple[RewardTerm, ...], ...]  # G x number of scorers
-    hypotheses: AnswerHypotheses | None = None  # where beliefs are asked for
-    belief_traces: tuple[BeliefTrace, ...] = ()  # G where the belief scorer ran
+    evidence: tuple[Any, ...] | None = None  # G where the algorithm asks for some; others read its `as_json` at most
 
     @property
     def group_id(self) -> int:

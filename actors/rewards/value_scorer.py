@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from system.config.imports import label_of
-from system.config.options import NoOptions, make_options
+from system.config.options import make_options
 from system.config.schema import RewardTermConfig
 from system.config.scorers import value_scorer_class
+from system.fields import NoOptions
 from system.records import RewardTerm, TrajectoryGroup
 
 _log = logging.getLogger(__name__)

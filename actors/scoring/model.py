@@ -2,7 +2,7 @@
 
     JOINING ──load_weights──> holds v, canary compared ──score──> terms of version v
 
-Plain class; `ray_actors.py` hosts it together with the scorers that share it.
+Plain class; `worker.py` hosts it together with the scorers that share it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 The caller writes the scalar over the completion's tokens; nothing here knows tokens or models.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -92,3 +94,44 @@ def checked_group(rewards: RewardArray, *, valid: BoolArray) -> NDArray[np.float
     if not np.isfinite(rewards_64[valid]).all():
         raise ValueError(f"valid rewards must be finite, got {rewards_64[valid].tolist()}")
     return rewards_64
+
+
+def reward_deviation(rewards: Sequence[RewardArray]) -> float:
+    """Sample standard deviation (denominator n - 1) of all rewards of a batch, in float64; 0 below two of them.
+
+    Args:
+        rewards: float[n_g] for each group, valid members only.
+
+    Source: TRL's GRPOTrainer, `scale_rewards="batch"`; Liu et al., arXiv 2508.08221 (deviation of the batch).
+    """
+    members = np.concatenate([np.zeros(0), *(each.astype(np.float64) for each in rewards)])
+    return float(members.std(ddof=1)) if members.size > 1 else 0.0
+
+
+def whitening(values: NDArray[np.floating], *, counts: NDArray[np.integer]) -> tuple[float, float]:
+    """Mean and reciprocal deviation of values that occur `counts` times each, in float64.
+
+        mean = sum_k n_k v_k / N,   scale = 1 / sqrt(sum_k n_k (v_k - mean)^2 / (N - 1) + 1e-8),   N = sum_k n_k
+
+    as verl's `masked_whiten` over the tokens of a batch. (0, 0) when fewer than two tokens are left: nothing can be
+    compared. The whitened value is (v - mean) * scale.
+
+    Args:
+        values: float[n]; those with count 0 are ignored and may be NaN.
+        counts: int[n], >= 0.
+
+    Raises:
+        ValueError: shapes differ, a negative count, or a counted value that is not finite.
+    """
+    if values.ndim != 1 or counts.shape != values.shape or (counts < 0).any():
+        raise ValueError(f"values and counts must both be [n], counts >= 0, got {values.shape} and {counts.shape}")
+    counted = counts > 0
+    members, weights = values[counted].astype(np.float64), counts[counted].astype(np.float64)
+    if not np.isfinite(members).all():
+        raise ValueError("counted values must be finite")
+    total = weights.sum()
+    if total < 2:
+        return 0.0, 0.0
+    mean = float((weights * members).sum() / total)
+    variance = float((weights * (members - mean) ** 2).sum() / (total - 1))
+    return mean, 1.0 / math.sqrt(variance + 1e-8)

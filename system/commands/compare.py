@@ -4,8 +4,8 @@ The table: held-out accuracy before and after, mean length, tokens for each righ
 against reward hacking first turned on. An interval of a mean is Student's t over runs (95 %): with three seeds it is
 wide, and honest. The figure: sampled held-out accuracy and length of training completions
 over updates, the mean over runs as a line, their smallest and largest value as a band; and pass@k against the tokens of
-k completions, mean over runs, with the policy before training as `base`. Where runs have beliefs, also the mean
-Bayesian value of each step over the last updates, and over the first.
+k completions, mean over runs, with the policy before training as `base`. Where runs credit steps, also the mean
+value of each step over the last updates, and over the first.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from matplotlib.figure import Figure
 from system.errors import ConfigError
 from system.reports.axes import finish_updates_axes, legend_below
 from system.reports.metric_history import MetricHistory, read_history
-from system.reports.metrics import BELIEF_VALUE_STEPS
 from system.reports.pass_at_k_figure import draw_tokens_curve, finish_tokens_axes, pass_at_k_points
 
 # two-sided 95 % quantiles of Student's t, by number of runs
 T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 SMOOTHING_UPDATES = 10
-VALUE_UPDATES = 20  # the last ones, of which Bayesian values are the mean
+VALUE_UPDATES = 20  # the last ones, of which values of steps are the mean
+MAX_VALUE_STEPS = 8  # steps that are drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,7 @@ def smoothed(series: dict[int, float], *, window: int) -> dict[int, float]:
 
 
 def draw(methods: dict[str, list[Run]], *, path: Path) -> None:
-    has_values = any(run.series("belief/value_at_step_0") for runs in methods.values() for run in runs)
+    has_values = any(run.series("credit/value_at_step_0") for runs in methods.values() for run in runs)
     num_panels = len(PANELS) + 1 + has_values
     figure = Figure(figsize=(6 * num_panels, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -201,7 +201,7 @@ def _draw_values(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
             first = _values_by_step(runs, updates=slice(VALUE_UPDATES))
             axes.plot(list(last), list(last.values()), marker="o", color=f"C{index}", label=label)
             axes.plot(list(first), list(first.values()), linestyle="--", color=f"C{index}")
-    axes.set_title(f"Bayesian value of each step, last {VALUE_UPDATES} updates (dashed: first)", fontsize=11)
+    axes.set_title(f"value of each step, last {VALUE_UPDATES} updates (dashed: first)", fontsize=11)
     axes.set_xlabel("step")
     axes.grid(alpha=0.25)
     legend_below(axes)
@@ -210,8 +210,8 @@ def _draw_values(axes: Axes, *, methods: dict[str, list[Run]]) -> None:
 def _values_by_step(runs: list[Run], *, updates: slice) -> dict[int, float]:
     """Mean over runs and their updates; steps that no completion had are left out."""
     means = {}
-    for step in range(BELIEF_VALUE_STEPS):
-        values = [value for run in runs for value in list(run.series(f"belief/value_at_step_{step}").values())[updates]]
+    for step in range(MAX_VALUE_STEPS):
+        values = [value for run in runs for value in list(run.series(f"credit/value_at_step_{step}").values())[updates]]
         if values:
             means[step] = statistics.fmean(values)
     return means

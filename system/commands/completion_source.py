@@ -10,14 +10,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from system.algorithms.rewards import SELF_CERTAINTY, VERIFIER, find_term
 from system.config.load import load_config
 from system.config.machine import check_machine
-from system.config.schema import BeliefConfig, Config
+from system.config.schema import Config
 from system.data.group_files import FiledGroup, group_as_json
 from system.data.prompts import evaluation_prompts
 from system.data.tasks import make_task
@@ -35,7 +34,7 @@ COMPLETIONS_FILE = "completions.jsonl"
 def load_monitored_config(
     paths: Sequence[str], *, overrides: Sequence[str], command: str, check_devices: bool
 ) -> Config:
-    """The configuration with scoring replicas, whatever its rewards are, and without beliefs. Raises ConfigError."""
+    """The configuration with scoring replicas, whatever its rewards and algorithm are. Raises ConfigError."""
     if not paths:
         raise ConfigError(
             "CONFIG",
@@ -45,9 +44,7 @@ def load_monitored_config(
         )
     # Nothing is trained: the weights of the run's own terms say nothing here.
     monitored = f"reward.terms=[{{scorer: {VERIFIER}}}, {{scorer: {SELF_CERTAINTY}, weight: 0}}]"
-    config = load_config(paths, [*overrides, monitored], check_devices=check_devices)
-    # asking for an answer after every step would cost more than all the rest
-    return replace(config, algorithm=replace(config.algorithm, name="grpo"), belief=BeliefConfig())
+    return load_config(paths, [*overrides, monitored, "algorithm.name=grpo"], check_devices=check_devices)
 
 
 def new_folder(output: str | None, *, default: Path, files: Sequence[str]) -> Path:

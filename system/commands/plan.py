@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.schedule import learning_rate_at
+from system.config.algorithms import evidence_of
 from system.config.imports import label_of
 from system.config.machine import joins_cluster, model_folder, read_safetensors_header
-from system.config.resources import ActorKind, actor_needs, max_candidates, uses_scoring_replicas
+from system.config.resources import ActorKind, actor_needs, uses_scoring_replicas
 from system.config.schema import (
     BatchConfig,
     Config,
@@ -143,11 +144,8 @@ def actor_notes(config: Config) -> dict[ActorKind, str]:
 
 def _what_replicas_score(config: Config) -> str:
     parts = [term.scorer for term in terms_on(config.reward, "policy")]
-    candidates = max_candidates(config)
-    if candidates is not None:
-        others = f" and at most {candidates} candidates" if candidates else ""
-        parts.append(f"beliefs over the reference answer{others}")
-    return ", ".join(parts)
+    evidence = evidence_of(config.algorithm)
+    return ", ".join([*parts, *([evidence.note] if evidence is not None else [])])
 
 
 def _labels(terms: Sequence[RewardTermConfig]) -> str:

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from learner.step_statistics import LEARNER_METRICS
+from system.algorithms.base import Algorithm, Context
 from system.commands.run_inputs import RunInputs, read_inputs
+from system.config.algorithms import algorithm_class, algorithm_options
 from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.schema import Config
 from system.config.scorers import reward_weights
+from system.interfaces import Task
 from system.metrics import MetricTable
 from system.records import Prompt
 from system.reports.display import Display
@@ -104,6 +107,13 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     )
 
 
+def make_algorithm(config: Config, *, task: Task) -> Algorithm:
+    """The algorithm that the configuration names. Raises ConfigError when the task cannot serve it."""
+    context = Context(weights=reward_weights(config.reward), normalise_terms=config.reward.normalise_terms, task=task)
+    made: Algorithm = algorithm_class(config.algorithm.name)(algorithm_options(config.algorithm), context=context)
+    return made
+
+
 async def _train(
     config: Config,
     *,
@@ -116,7 +126,8 @@ async def _train(
     recorder = Recorder(folder.path)
     recorder.write_config(dump_yaml(config))
     recorder.write_versions()
-    table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS, GUARD_METRICS)
+    algorithm = make_algorithm(config, task=inputs.task)
+    table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS, GUARD_METRICS, algorithm.metric_definitions)
     tracker = Tracker(
         folder.path,
         table=table,
@@ -142,7 +153,12 @@ async def _train(
                 session_start=session_start,
             )
             outcome, ledger = await _train_with_actors(
-                config, folder=folder, inputs=inputs, reporter=reporter, elapsed_seconds=elapsed_seconds
+                config,
+                folder=folder,
+                inputs=inputs,
+                algorithm=algorithm,
+                reporter=reporter,
+                elapsed_seconds=elapsed_seconds,
             )
         exit_code = 0
     finally:
@@ -155,6 +171,7 @@ async def _train_with_actors(
     *,
     folder: RunFolder,
     inputs: RunInputs,
+    algorithm: Algorithm,
     reporter: Reporter,
     elapsed_seconds: Callable[[], float],
 ) -> tuple[Outcome, Ledger]:
@@ -173,17 +190,16 @@ async def _train_with_actors(
         async with asyncio.TaskGroup() as starts:
             starts.create_task(_start_learner(learner_group, folder=folder))
             starts.create_task(pools.start())
-        parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
+        parts = _connect(config, folder, inputs=inputs, algorithm=algorithm, learner_group=learner_group, pools=pools)
         controller = Controller(
             config=config,
             parts=parts,
             reporter=reporter,
-            reward_weights=reward_weights(config.reward),
             resumed=folder.resumed,
             elapsed_seconds=elapsed_seconds,
         )
         outcome = await controller.run()
-        reporter.draw_newest_beliefs()
+        reporter.draw_newest_heat_maps()
         parts.ledger.drop_in_flight(reason="run_ended")
         return outcome, parts.ledger
     finally:
@@ -205,6 +221,7 @@ def _connect(
     folder: RunFolder,
     *,
     inputs: RunInputs,
+    algorithm: Algorithm,
     learner_group: LearnerGroup,
     pools: Pools,
 ) -> Parts:
@@ -212,7 +229,7 @@ def _connect(
     resumed = folder.resumed
     ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
     return Parts(
-        task=inputs.task,
+        algorithm=algorithm,
         learner_group=learner_group,
         pools=pools,
         scoring=pools.group_scoring(config),

@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import fields
 
-from system.config.belief import check_belief
+from system.config.algorithms import check_algorithm
 from system.config.imports import is_import_path
 from system.config.losses import check_loss
 from system.config.machine import check_machine
@@ -47,8 +47,8 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     if config.task.name == "code":
         check_programs(config.reward, completions_per_prompt=config.batch.completions_per_prompt)
     check_scorer(config)
+    check_algorithm(config)
     check_loss(config)
-    check_belief(config)
     check_learner(config.learner)
     check_weight_sync(config)
     check_cluster(config.cluster)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from system.config.imports import import_class, is_import_path
-from system.config.options import NoOptions, make_options
+from system.config.options import make_options
 from system.config.schema import Config, LossConfig
 from system.errors import ConfigError
+from system.fields import NoOptions
 
 # name -> the loss, its options
 _BUILT_IN = {
@@ -45,6 +46,11 @@ def make_loss(loss: LossConfig) -> Any:
     kind = import_class(path, key="loss.name", methods=["__call__"])
     options = _options_of(loss)
     return kind() if isinstance(options, NoOptions) else kind(options)
+
+
+def built_in_loss_options() -> dict[str, type]:
+    """The options of each built-in loss, by its name."""
+    return {name: import_class(options, key="loss.name", methods=()) for name, (_, options) in _BUILT_IN.items()}
 
 
 def _options_of(loss: LossConfig) -> Any:

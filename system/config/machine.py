@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from system.config.algorithms import evidence_of
 from system.config.model_checks import attention_window, check_description
-from system.config.resources import actor_needs, uses_beliefs
+from system.config.resources import actor_needs
 from system.config.schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
 from system.errors import ConfigError
 
@@ -43,7 +44,7 @@ def model_folder(path: str) -> Path | None:
 
 def check_machine(config: Config) -> None:
     """Raises ConfigError for the first thing that this machine lacks."""
-    check_model(config.model, rollout=config.rollout, asks_for_beliefs=uses_beliefs(config))
+    check_model(config.model, rollout=config.rollout, asks_for_evidence=evidence_of(config.algorithm) is not None)
     check_data_files(config.task)
     check_wandb_key(config.tracker)
     # A cluster that is joined is asked for its resources once Ray runs.
@@ -116,7 +117,7 @@ def num_visible_gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
-def check_model(model: ModelConfig, *, rollout: RolloutConfig, asks_for_beliefs: bool) -> None:
+def check_model(model: ModelConfig, *, rollout: RolloutConfig, asks_for_evidence: bool) -> None:
     """A local model must be complete enough to load and have room for prompt and completion."""
     folder = model_folder(model.path)
     if folder is None:
@@ -142,7 +143,7 @@ def check_model(model: ModelConfig, *, rollout: RolloutConfig, asks_for_beliefs:
             fix="lower rollout.max_completion_tokens, or take a model with more positions",
         )
     window = attention_window(description)
-    if asks_for_beliefs and window is not None and needed > window:
+    if asks_for_evidence and window is not None and needed > window:
         raise ConfigError(
             "rollout.max_prompt_tokens + rollout.max_completion_tokens",
             given=needed,

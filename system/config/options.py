@@ -5,7 +5,7 @@ Every field of such a dataclass is made by `system.fields.key`, as those of the 
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -14,11 +14,6 @@ from system.errors import ConfigError
 from system.fields import check_bounds
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoOptions:
-    """Of whatever has none."""
 
 
 def make_options(kind: type[T], values: Mapping[str, object], *, prefix: str) -> T:

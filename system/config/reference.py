@@ -130,17 +130,23 @@ def unread_key(name: str, *, given: object, because: str) -> ConfigError:
     return ConfigError(name, given=given, expected=f"{default}, as {because}", fix=f"{name}={default}, or remove it")
 
 
+def _all_sections() -> list[tuple[str, list[ConfigKey]]]:
+    """Title and keys: the sections of the schema, then the options of each built-in algorithm, loss and scorer."""
+    from system.config.parts import built_in_options  # below it: the parts are made of what is here
+
+    own = [(section, [key for key in config_keys().values() if key.section == section]) for section in section_types()]
+    return own + [(title, list(_keys_of(prefix, kind))) for title, prefix, kind in built_in_options()]
+
+
 def reference_text() -> str:
     """Every key with type, bounds, default and one sentence, by section."""
     lines: list[str] = []
-    section = ""
-    for key in config_keys().values():
-        if key.section != section:
-            section = key.section
-            lines += ["", f"{section}:"] if lines else [f"{section}:"]
-        default = "required" if key.is_required else f"default {yaml_text(key.default)}"
-        facts = "; ".join(filter(None, [describe_type(key.annotation), str(key.bounds), default]))
-        lines += [f"  {key.name}  ({facts})", f"      {key.sentence}"]
+    for title, keys in _all_sections():
+        lines += ["", f"{title}:"] if lines else [f"{title}:"]
+        for key in keys:
+            default = "required" if key.is_required else f"default {yaml_text(key.default)}"
+            facts = "; ".join(filter(None, [describe_type(key.annotation), str(key.bounds), default]))
+            lines += [f"  {key.name}  ({facts})", f"      {key.sentence}"]
     return "\n".join(lines)
 
 
@@ -148,13 +154,12 @@ def reference_markdown() -> str:
     """The page docs/configuration.md."""
     command = "credence config --markdown > docs/configuration.md"
     lines = ["# Configuration", "", f"Written by `{command}`; a test keeps it current."]
-    for section in section_types():
-        lines += ["", f"## {section}", "", "| key | type | bounds | default | meaning |", "|---|---|---|---|---|"]
-        for key in config_keys().values():
-            if key.section == section:
-                default = "required" if key.is_required else f"`{yaml_text(key.default)}`"
-                cells = (f"`{key.name}`", describe_type(key.annotation), str(key.bounds), default, key.sentence)
-                lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    for title, keys in _all_sections():
+        lines += ["", f"## {title}", "", "| key | type | bounds | default | meaning |", "|---|---|---|---|---|"]
+        for key in keys:
+            default = "required" if key.is_required else f"`{yaml_text(key.default)}`"
+            cells = (f"`{key.name}`", describe_type(key.annotation), str(key.bounds), default, key.sentence)
+            lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines)
 
 
@@ -164,6 +169,9 @@ def yaml_text(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if is_dataclass(value):
+        parts = ((field.name, getattr(value, field.name)) for field in fields(value))
+        return "{" + ", ".join(f"{name}: {yaml_text(part)}" for name, part in parts if part != {}) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(yaml_text(part) for part in value) + "]"
     if is_dataclass(value) and not isinstance(value, type):

@@ -6,6 +6,7 @@ Read by the checks before anything starts, by the plan that --dry-run prints, an
 from dataclasses import dataclass
 from typing import Literal
 
+from system.config.algorithms import evidence_of
 from system.config.schema import Config, Device
 from system.config.scorers import terms_on
 
@@ -24,27 +25,9 @@ class ActorNeeds:
     count_key: str  # the configuration key that says how many
 
 
-def uses_beliefs(config: Config) -> bool:
-    """Whether the policy is asked for its answer after every step."""
-    return config.algorithm.name in ("barl", "progress") and not uses_environment(config)
-
-
-def uses_environment(config: Config) -> bool:
-    """Whether the task itself says at which step something pays."""
-    is_by_environment = config.algorithm.name == "barl" and config.belief.evidence == "environment"
-    return config.algorithm.name == "markovian" or is_by_environment
-
-
-def max_candidates(config: Config) -> int | None:
-    """How many of a group's answers are hypotheses beside the reference; None where no beliefs are asked for."""
-    if not uses_beliefs(config):
-        return None
-    return config.belief.max_candidates if config.algorithm.name == "barl" else 0
-
-
 def uses_scoring_replicas(config: Config) -> bool:
     """Whether a reward or the algorithm needs the policy's own weights."""
-    return bool(terms_on(config.reward, "policy")) or uses_beliefs(config)
+    return bool(terms_on(config.reward, "policy")) or evidence_of(config.algorithm) is not None
 
 
 def actor_needs(config: Config) -> dict[ActorKind, ActorNeeds]:

@@ -179,48 +179,13 @@ class GuardsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeliefConfig:
-    max_candidates: int = key(
-        "Answers of a group that are hypotheses beside the reference answer (barl).", 5, minimum=1
-    )
-    beta: float = key(
-        "How fast a hypothesis that mispredicts progress loses its weight; 0: not at all (barl).", 1.0, minimum=0
-    )
-    normalise_weights: bool = key("Weights of the hypotheses sum to 1 at each step (barl).", True)
-    reference_weight: float = key(
-        "Weight of the reference answer's value beside the belief, which alone credits a wrong answer that the policy "
-        "believes in as much as the right one (barl, evidence=answers).",
-        0.0,
-        minimum=0,
-    )
-    answer_reduction: Literal["sum", "mean"] = key(
-        "Log-probability of an answer: sum over its tokens, or mean, which takes out its length.", "sum"
-    )
-    evidence: Literal["answers", "environment"] = key(
-        "What the belief is over: answers that the policy gives when it is asked after each step, or hypotheses of "
-        "which the task says at which step they would pay (triplets).",
-        "answers",
-    )
-    hypotheses: str | None = key("Hypotheses separated by commas, e.g. 000,111,222 (evidence=environment).", None)
-    discount: float = key(
-        "Discount of a reward for each step that it is away (evidence=environment, markovian).",
-        0.98,
-        above=0,
-        maximum=1,
-    )
-    subtract_group_mean: bool = key("Subtract what the group's completions are worth at the same relative step.", True)
-
-
-@dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
-    name: Literal["grpo", "barl", "progress", "markovian"] = key(
-        "How rewards become advantages: grpo one for each completion, barl one for each step by the belief over "
-        "candidate answers, progress the same with the reference answer alone, markovian the discounted reward to go "
-        "of a task that pays by step.",
+    name: str = key(
+        "How rewards become advantages: grpo, rloo, reinforce_pp for each completion; barl, progress for each step, by "
+        "the policy's own answers; markovian or barl_given where the task pays by step; or package.module:Name.",
         "grpo",
     )
-    baseline: Literal["mean", "leave_one_out"] = key("What is subtracted from a reward in its group.", "mean")
-    normalise_std: bool = key("Divide by the group's standard deviation (off: Dr. GRPO).", True)
+    options: dict[str, Any] = key("What the algorithm's own options are set to.", default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +314,6 @@ class Config:
     guards: GuardsConfig = GuardsConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     loss: LossConfig = LossConfig()
-    belief: BeliefConfig = BeliefConfig()
     learner: LearnerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     controller: ControllerConfig = ControllerConfig()

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from system.config.imports import import_class, is_import_path, label_of
-from system.config.options import NoOptions, make_options
+from system.config.options import make_options
 from system.config.schema import RewardConfig, RewardTermConfig
 from system.errors import ConfigError
+from system.fields import NoOptions
 
 Runs = Literal["answers", "values", "policy"]
 

@@ -5,8 +5,8 @@
 | what `group_as_json` writes (token ids, text, rewards)     | RUN_DIR/rollouts/*.jsonl, completions.jsonl of `select` |
 | {"prompt", "reference_answer", "completions": [text, ...]} | elsewhere; its texts are tokenised as they stand        |
 
-Beliefs are written with a group that has some (belief_files.py reads them). Called by the recorder, `credence select`
-and `credence certainty-report`.
+What an algorithm asked of a group is written with it, under `evidence`. Called by the recorder, `credence select` and
+`credence certainty-report`.
 """
 
 import json
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from system.data.belief_files import beliefs_as_json
 from system.data.json_values import JsonValue
 from system.errors import ConfigError
 from system.records import (
@@ -50,7 +49,7 @@ class FiledGroup:
 
 
 def group_as_json(scored: ScoredGroup) -> dict[str, JsonValue]:
-    """A scored group for reading: token ids and log-probabilities beside the text, beliefs where it has some."""
+    """A scored group for reading: token ids and log-probabilities beside the text, evidence where it has some."""
     group = scored.group
     record: dict[str, JsonValue] = {
         "group_id": group.group_id,
@@ -63,7 +62,9 @@ def group_as_json(scored: ScoredGroup) -> dict[str, JsonValue]:
             for trajectory, terms in zip(group.trajectories, scored.terms, strict=True)
         ],
     }
-    return record | beliefs_as_json(scored)
+    if scored.evidence is not None:
+        record["evidence"] = [each.as_json() for each in scored.evidence]
+    return record
 
 
 def rewards_as_json(rewards: Iterable[RewardTerm]) -> dict[str, JsonValue]:

@@ -1,4 +1,4 @@
-"""Where a trajectory's steps end, in sampled tokens, and where it is asked for its answer. Called by the belief scorer.
+"""Where a trajectory's steps end, in sampled tokens, and where it is asked for its answer. Called by scorers that ask.
 
     question | step 1 | step 2 | ... | step S + statement of the answer |
              ^0       ^1       ^2    ^S                                  asked: S + 1 places
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from system.interfaces import Task, Tokenizer
+from system.interfaces import Tokenizer
 from system.records import IntArray, Trajectory
 
 
@@ -26,23 +26,30 @@ class TrajectorySteps:
     asked: IntArray  # int32[S+1], ascending, the first is 0; asked[t] tokens have been written when it is asked
 
 
-def trajectory_steps(trajectory: Trajectory, *, task: Task, tokenizer: Tokenizer) -> TrajectorySteps:
-    """The task's steps of one trajectory; a turn ends a step as well.
+def trajectory_steps(
+    trajectory: Trajectory, *, cuts: Sequence[int], reasoning_end: int, tokenizer: Tokenizer
+) -> TrajectorySteps:
+    """Steps that end at `cuts`, in characters of the text, as far as its reasoning goes; a turn ends a step as well.
 
     A step that ends within a token ends behind it, and one without a token is joined with the next.
     """
     num_tokens = trajectory.num_sampled
     if num_tokens == 0:
         return TrajectorySteps(ends=np.zeros(0, np.int32), asked=np.zeros(1, np.int32))
-    reasoning_end = task.reasoning_end(trajectory.text)
-    cuts = [cut for cut in task.cut_steps(trajectory.text) if cut < reasoning_end]
-    *offsets, asked_last = token_offsets([*cuts, reasoning_end], trajectory=trajectory, tokenizer=tokenizer)
+    characters = [*(cut for cut in cuts if cut < reasoning_end), reasoning_end]
+    *offsets, asked_last = token_offsets(characters, trajectory=trajectory, tokenizer=tokenizer)
     turn_ends = np.cumsum([end - start for start, end in trajectory.turns]).tolist()
     distinct = sorted({0, *offsets, *(end for end in turn_ends if end < asked_last), asked_last})
     inner_ends = distinct[1:-1]
     return TrajectorySteps(
         ends=np.array([*inner_ends, num_tokens], np.int32), asked=np.array([0, *inner_ends, distinct[-1]], np.int32)
     )
+
+
+def token_steps(num_sampled: int, *, step_tokens: int) -> TrajectorySteps:
+    """Chunks of `step_tokens` sampled tokens, the last one shorter; asked behind each, the last as well."""
+    ends = [*range(step_tokens, num_sampled, step_tokens), *([num_sampled] if num_sampled else [])]
+    return TrajectorySteps(ends=np.array(ends, np.int32), asked=np.array([0, *ends], np.int32))
 
 
 def positions_behind(trajectory: Trajectory, *, num_sampled: IntArray) -> IntArray:

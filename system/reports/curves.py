@@ -1,7 +1,7 @@
 """curves.png of a run: accuracy, length and entropy, gradient and divergence, where the time went.
 
-A run that monitors self-certainty has three more: certainty, and how much the completions repeat. A run with beliefs
-has two more: what each step is worth, and how much of an update's time the beliefs take.
+A run that monitors self-certainty has three more: certainty, and how much the completions repeat. A run whose
+algorithm credits steps has two more: what each step is worth, and how much of an update's time that takes.
 """
 
 import math
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from system.reports.axes import finish_updates_axes, legend_below
 from system.reports.metric_history import MetricHistory
-from system.reports.metrics import BELIEF_PHASES, BELIEF_VALUE_STEPS, PHASES
+from system.reports.metrics import PHASES
 
 SMOOTHING_UPDATES = 10
 _NUM_COLUMNS = 2
@@ -37,8 +37,8 @@ def draw_curves(history: MetricHistory, *, path: Path, title: str) -> None:
 def curves_figure(history: MetricHistory, *, title: str) -> Figure:
     """Panels over policy versions; those without data say so."""
     panels = [_Panel(draw=_draw_accuracy), *(_curve(*each) for each in _curves(history)), _Panel(draw=_draw_phases)]
-    if history.names(prefix="belief/"):
-        panels += [_Panel(draw=_draw_values), _Panel(draw=_draw_belief_time)]
+    if history.names(prefix="credit/"):
+        panels += [_Panel(draw=_draw_values), _Panel(draw=_draw_credit_time)]
     num_rows = math.ceil(len(panels) / _NUM_COLUMNS)
     figure = Figure(figsize=(6 * _NUM_COLUMNS, 3.6 * num_rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -112,18 +112,23 @@ def _draw_accuracy(axes: Axes, history: MetricHistory) -> None:
 
 
 def _draw_values(axes: Axes, history: MetricHistory) -> None:
-    names = {f"belief/value_at_step_{step}": f"step {step}" for step in range(BELIEF_VALUE_STEPS)}
-    _draw_family(axes, history=history, names=names, title="Bayesian value of each step", label="value")
+    prefix = "credit/value_at_"
+    lines = {name.removeprefix(prefix).replace("_", " "): history.series(name) for name in history.names(prefix=prefix)}
+    _draw_family(axes, lines=lines, title="Value of each step", label="value")
 
 
-def _draw_belief_time(axes: Axes, history: MetricHistory) -> None:
-    names = {f"belief/{phase}_share": phase for phase in BELIEF_PHASES}
-    _draw_family(axes, history=history, names=names, title="Time for beliefs", label="share of the update's time")
+def _draw_credit_time(axes: Axes, history: MetricHistory) -> None:
+    lines = {
+        name.removeprefix("credit/").removesuffix("_seconds"): history.shares(name, of="time/step_seconds")
+        for name in history.names(prefix="credit/")
+        if name.endswith("_seconds")
+    }
+    _draw_family(axes, lines=lines, title="Time for credit", label="share of the update's time")
 
 
-def _draw_family(axes: Axes, *, history: MetricHistory, names: dict[str, str], title: str, label: str) -> None:
-    """One smoothed line for each metric that has values; `names` maps metrics to their labels."""
-    drawn = {legend: history.series(name) for name, legend in names.items() if history.series(name)[1]}
+def _draw_family(axes: Axes, *, lines: dict[str, tuple[list[int], list[float]]], title: str, label: str) -> None:
+    """One smoothed line for each label that has values."""
+    drawn = {legend: points for legend, points in lines.items() if points[1]}
     for legend, (versions, values) in drawn.items():
         axes.plot(versions, _smoothed(values), label=legend)
     _finish(axes, title=title, label=label, has_data=bool(drawn))

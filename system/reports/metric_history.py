@@ -38,6 +38,11 @@ class MetricHistory:
     def names(self, *, prefix: str) -> list[str]:
         return sorted({name for line in self.lines for name in line.values if name.startswith(prefix)})
 
+    def shares(self, name: str, *, of: str) -> tuple[list[int], list[float]]:
+        """Policy versions and quotients of two metrics of a line, where it has both."""
+        lines = [line for line in self.lines if name in line.values and line.values.get(of)]
+        return [line.policy_version for line in lines], [line.values[name] / line.values[of] for line in lines]
+
     def lines_with(self, name: str) -> list[HistoryLine]:
         return [line for line in self.lines if name in line.values]
 

@@ -15,10 +15,6 @@ def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[Met
     )
 
 
-BELIEF_PHASES = ("hypotheses", "trees", "forward", "credit")
-BELIEF_VALUE_STEPS = 8  # belief/value_at_step_<t> for t below
-
-
 PROGRESS_METRICS = (
     MetricDefinition(name="progress/policy_version", description="Optimizer steps done.", reduction="last"),
     MetricDefinition(
@@ -40,28 +36,12 @@ REWARD_METRICS = (
             "advantage/mean_abs": "Mean absolute advantage over loss tokens.",
             "advantage/right_mean": "Mean advantage of a completion that the verifier finds right.",
             "advantage/wrong_mean": "The same of wrong ones: a reward that agrees with the verifier has it lower.",
-            "belief/step_value_mean": "Value of a step under the belief before it, mean over steps.",
-            "belief/num_steps_mean": "Steps per completion.",
-            "belief/num_hypotheses_mean": "Hypotheses per group, the reference answer included.",
-            "belief/reference_weight_mean": "Weight of the reference answer after the last step.",
-            "belief/reference_probability_mean": "Probability of the reference answer after the last step.",
-            "belief/value_at_step_<t>": "Value of step t (from 0), over the completions that have so many.",
             "completion/length_mean_tokens": "Tokens per completion.",
             "completion/truncated_fraction": "Completions cut at max_completion_tokens.",
             "completion/distinct_2": "Distinct 2-grams over all 2-grams of the update's completions.",
             "completion/repetition_4": "4-grams of a completion that occurred earlier in it, mean over completions.",
             "completion/reflection_words_mean": "Words that announce a second thought, per completion.",
         },
-    ),
-    MetricDefinition(
-        name="belief/<phase>_seconds",
-        description="Busy time: hypotheses (reward workers), trees and forward (replicas), credit (driver).",
-        reduction="sum",
-    ),
-    MetricDefinition(
-        name="belief/<phase>_share",
-        description="That time over the wall time of the update; most of it overlaps with generation.",
-        depends_on_timing=True,
     ),
     MetricDefinition(name="completion/length_max_tokens", description="Longest completion.", reduction="max"),
     *_defined(

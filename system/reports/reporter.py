@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from system.data.samples import ScoredSamples
+from system.algorithms.base import HeatMap, HeatMapFigure
 from system.metrics import MetricSet, MetricTable
 from system.records import Prompt, Sampling, ScoredGroup
-from system.reports.belief_figures import PosteriorPanel, draw_posteriors, posterior_panels
 from system.reports.display import Display
+from system.reports.heat_maps import draw_heat_maps
 from system.reports.metric_history import read_history
 from system.reports.metrics import START_PHASE
 from system.reports.pass_at_k_figure import draw_pass_at_k
@@ -47,7 +47,7 @@ class Reporter:
         self._completions_per_table = completions_per_table
         self._session_start = session_start
         self._start_seconds: float | None = None  # of this session, until a line has them
-        self._undrawn_beliefs: tuple[int, list[PosteriorPanel]] | None = None
+        self._undrawn: tuple[int, HeatMapFigure, Sequence[HeatMap]] | None = None
 
     def new_metrics(self) -> MetricSet:
         return MetricSet(self._table)
@@ -77,24 +77,26 @@ class Reporter:
         self._recorder.record_groups(groups, policy_version=policy_version)
         self._display.update(policy_version, metrics=values)
 
-    def show_beliefs(self, scored: Sequence[ScoredSamples], *, policy_version: int, is_due: bool) -> None:
-        """Heat maps of the posterior of a few completions, as beliefs/VERSION.png and in W&B; kept when not due."""
-        panels = posterior_panels(scored, count=self._completions_per_table)
-        self._undrawn_beliefs = (policy_version, panels) if panels else None
+    def show_heat_maps(
+        self, panels: Sequence[HeatMap], *, figure: HeatMapFigure, policy_version: int, is_due: bool
+    ) -> None:
+        """What the algorithm draws of a few completions, as FOLDER/VERSION.png and at the tracker; kept until due."""
+        self._undrawn = (policy_version, figure, panels) if panels else None
         if is_due:
-            self.draw_newest_beliefs()
+            self.draw_newest_heat_maps()
 
-    def draw_newest_beliefs(self) -> None:
+    def draw_newest_heat_maps(self) -> None:
         """The heat maps that were kept last, if they are not drawn yet; at the end of a run those of its last batch."""
-        if self._undrawn_beliefs is None:
+        if self._undrawn is None:
             return
-        policy_version, panels = self._undrawn_beliefs
-        self._undrawn_beliefs = None
-        folder = self._run_folder / "beliefs"
+        policy_version, figure, panels = self._undrawn
+        self._undrawn = None
+        folder = self._run_folder / figure.folder
         folder.mkdir(exist_ok=True)
         path = folder / f"{policy_version:08d}.png"
-        draw_posteriors(panels, path=path, title=f"Beliefs of policy version {policy_version}")
-        self._tracker.log_image("belief/posteriors", path=path, policy_version=policy_version)
+        title = f"{figure.folder.capitalize()} of policy version {policy_version}"
+        draw_heat_maps(panels, figure=figure, path=path, title=title)
+        self._tracker.log_image(figure.metric, path=path, policy_version=policy_version)
 
     def _show_pass_at_k(self, policy_version: int) -> None:
         path = self._run_folder / "pass_at_k.png"

@@ -9,7 +9,7 @@ from typing import Protocol
 from system.data.json_values import JsonValue
 from system.reports.curves import draw_curves
 from system.reports.metric_history import HistoryLine, MetricHistory, read_history
-from system.reports.metrics import BELIEF_PHASES, PHASES, START_PHASE
+from system.reports.metrics import PHASES, START_PHASE
 from system.reports.recorder import write_json_atomically, write_text_atomically
 from system.runtime.ledger import LedgerTotals
 
@@ -80,10 +80,10 @@ def summarise(history: MetricHistory, *, outcome: RunOutcome, ledger: LedgerTota
         "seconds": seconds,
         "completion_tokens": outcome.completion_tokens,
         "seconds_by_phase": _seconds_by_phase(history, seconds=seconds),
-        "belief_seconds_by_phase": {
-            phase: history.total(f"belief/{phase}_seconds")
-            for phase in BELIEF_PHASES
-            if history.names(prefix="belief/")
+        "credit_seconds_by_phase": {
+            name.removeprefix("credit/").removesuffix("_seconds"): history.total(name)
+            for name in history.names(prefix="credit/")
+            if name.endswith("_seconds")
         },
         "rollout_tokens_per_second_mean": history.mean("rollout/tokens_per_second"),
         "learner_tokens_per_second_mean": history.mean("learner/tokens_per_second"),
@@ -147,10 +147,10 @@ def _seconds_by_phase(history: MetricHistory, *, seconds: float) -> dict[str, Js
 
 
 def _cost_lines(summary: Summary) -> list[str]:
-    by_phase, beliefs = summary["seconds_by_phase"], summary["belief_seconds_by_phase"]
+    by_phase, credit = summary["seconds_by_phase"], summary["credit_seconds_by_phase"]
     ledger, invalid, alarms = summary["ledger"], summary["invalid_rewards_by_reason"], summary["alarms"]
     assert isinstance(by_phase, dict)
-    assert isinstance(beliefs, dict)
+    assert isinstance(credit, dict)
     assert isinstance(ledger, dict)
     assert isinstance(invalid, dict)
     assert isinstance(alarms, dict)
@@ -162,7 +162,7 @@ def _cost_lines(summary: Summary) -> list[str]:
         "| time by phase | seconds | share |",
         "|---|---|---|",
         *(f"| {phase} | {value:,.1f} | {value / total:.0%} |" for phase, value in by_phase.items()),
-        *(f"| beliefs, busy: {phase} | {value:,.1f} | {value / total:.0%} |" for phase, value in beliefs.items()),
+        *(f"| credit, busy: {phase} | {value:,.1f} | {value / total:.0%} |" for phase, value in credit.items()),
         "",
         f"- Rollout {_number(summary['rollout_tokens_per_second_mean'], '{:,.0f}')} completion tokens/s, "
         f"learner {_number(summary['learner_tokens_per_second_mean'], '{:,.0f}')} tokens/s.",

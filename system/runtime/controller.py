@@ -21,21 +21,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from system.algorithms.rewards import combine_rewards
-from system.config.resources import uses_beliefs, uses_environment
+from system.algorithms.base import Algorithm, Credit
 from system.config.schema import Config
 from system.data.batching import pack_batch
 from system.data.prompts import PromptSource
-from system.data.samples import ScoredSamples, make_belief_samples, make_environment_samples, make_samples
-from system.interfaces import StepwiseTask, Task
+from system.data.samples import make_samples
 from system.records import Prompt, Sampling, ScoredGroup
 from system.reports.guards import HackingGuards
 from system.reports.reporter import Reporter
-from system.reports.step_metrics import add_batch_metrics, add_belief_shares, add_group_metrics
+from system.reports.step_metrics import add_batch_metrics, add_group_metrics
 from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.group_buffer import GroupBuffer
@@ -55,7 +53,7 @@ _log = logging.getLogger(__name__)
 class Parts:
     """What the controller connects."""
 
-    task: Task
+    algorithm: Algorithm
     learner_group: LearnerGroup
     pools: Pools
     scoring: GroupScoring
@@ -88,7 +86,6 @@ class Controller:
         config: Config,
         parts: Parts,
         reporter: Reporter,
-        reward_weights: Mapping[str, float],
         resumed: RunState | None,
         elapsed_seconds: Callable[[], float],
     ) -> None:
@@ -96,7 +93,6 @@ class Controller:
         self._config = config
         self._parts = parts
         self._reporter = reporter
-        self._reward_weights = reward_weights
         self._elapsed_seconds = elapsed_seconds
         self._metrics = reporter.new_metrics()
         self._outstanding: dict[int, Prompt] = dict(resumed.outstanding) if resumed else {}
@@ -178,10 +174,11 @@ class Controller:
             )
             self._drop(group_id, reason="poisoned")
             return
-        if combine_rewards(scored.terms, weights=self._reward_weights).valid.any():
+        reason = parts.algorithm.refusal(scored)
+        if reason is None:
             parts.buffer.put(scored)
         else:
-            self._drop(group_id, reason="no_valid_reward")
+            self._drop(group_id, reason=reason)
 
     async def _train_loop(self) -> None:
         """Updates until the end of the run, then the last evaluation and checkpoint."""
@@ -220,35 +217,6 @@ class Controller:
         self._metrics.add("rollout/tokens_per_second", num_tokens / seconds)
         return groups
 
-    def _make_samples(self, groups: Sequence[ScoredGroup]) -> list[ScoredSamples]:
-        start = time.perf_counter()
-        scored = [self._samples_of(group) for group in groups]
-        if uses_beliefs(self._config):
-            self._metrics.add("belief/credit_seconds", time.perf_counter() - start)
-        return scored
-
-    def _samples_of(self, group: ScoredGroup) -> ScoredSamples:
-        if uses_beliefs(self._config):
-            return make_belief_samples(group, reward_weights=self._reward_weights, belief=self._config.belief)
-        if uses_environment(self._config):
-            belief, task = self._config.belief, self._parts.task
-            assert isinstance(task, StepwiseTask)
-            return make_environment_samples(
-                group,
-                reward_weights=self._reward_weights,
-                belief=belief,
-                task=task,
-                hypotheses=belief.hypotheses.split(",") if belief.hypotheses else (),
-            )
-        algorithm = self._config.algorithm
-        return make_samples(
-            group,
-            reward_weights=self._reward_weights,
-            baseline=algorithm.baseline,
-            normalise_std=algorithm.normalise_std,
-            normalise_terms=self._config.reward.normalise_terms,
-        )
-
     async def _train_on(self, groups: list[ScoredGroup]) -> None:
         """One batch and its publication."""
         parts, config = self._parts, self._config.batch
@@ -262,18 +230,20 @@ class Controller:
             if difference is not None:
                 self._metrics.add("scorer/logprob_max_abs_diff_nats", difference)
         with self._phase("batch"):
-            scored = self._make_samples(groups)
+            credit = parts.algorithm.credit(groups)
+            samples = (make_samples(group, credit=own) for group, own in zip(groups, credit.groups, strict=True))
             batch = pack_batch(
-                [sample for item in scored for sample in item.samples],
+                [sample for each in samples for sample in each],
                 num_ranks=self._config.learner.num_ranks,
                 tokens_per_microbatch=config.tokens_per_microbatch,
                 optimizer_steps=config.optimizer_steps,
                 skip_zero_advantages=config.skip_zero_advantages,
             )
-            add_group_metrics(self._metrics, scored, policy_version=self.outcome.policy_version)
+            add_group_metrics(self._metrics, groups, credit=credit, policy_version=version)
+            parts.algorithm.add_metrics(self._metrics, groups, credit=credit)
             add_batch_metrics(self._metrics, batch, num_groups=len(groups))
             is_due = version == 0 or _is_due(self._config.evaluation.every_updates, version)
-            self._reporter.show_beliefs(scored, policy_version=version, is_due=is_due)
+            self._show_heat_maps(groups, credit=credit, is_due=is_due)
         with self._phase("train"):
             result, manifest = await parts.learner_group.train_and_publish(batch)
         self._metrics.extend(result.metrics)
@@ -289,6 +259,12 @@ class Controller:
         self._state = self._run_state()
         self._published_time = time.perf_counter()
         parts.buffer.version_published(result.policy_version)
+
+    def _show_heat_maps(self, groups: Sequence[ScoredGroup], *, credit: Credit, is_due: bool) -> None:
+        algorithm, version = self._parts.algorithm, self.outcome.policy_version
+        if algorithm.figure is not None:
+            panels = algorithm.heat_maps(groups, credit=credit, count=self._config.tracker.completions_per_table)
+            self._reporter.show_heat_maps(panels, figure=algorithm.figure, policy_version=version, is_due=is_due)
 
     def _watch_for_hacking(self) -> None:
         """Alert, once for each sign that appears, when the policy seems to exploit its reward."""
@@ -370,7 +346,6 @@ class Controller:
         """One tracker call for everything since the last one."""
         now = time.perf_counter()
         self._metrics.add("time/step_seconds", now - self._last_log_time)
-        add_belief_shares(self._metrics, step_seconds=now - self._last_log_time)
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())

@@ -1,7 +1,7 @@
 """All scorers of a run over one finished group: reward workers (rules) and scoring replicas (the policy's weights).
 
 score          rules ∥ replicas ─> one ScoredGroup with the terms of both
-               rules ─> hypotheses ─> replicas, where beliefs are asked for
+               rules ─> what they found ─> replicas, where the algorithm asks for evidence
 score_again    new terms from the replicas for a group whose scores come from weights that are too old
 """
 
@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import replace
 
 from system.errors import WeightSyncError
-from system.records import AnswerHypotheses, ScoredGroup, TrajectoryGroup
+from system.records import GroupScores, ScoredGroup, TrajectoryGroup
 from system.runtime.worker_pool import WorkerPool
 
 
@@ -22,12 +22,12 @@ class GroupScoring:
         reward_pool: WorkerPool,
         scoring_pool: WorkerPool | None,
         max_lag_versions: int | None,
-        asks_for_beliefs: bool = False,
+        asks_for_evidence: bool = False,
     ) -> None:
         self._reward_pool = reward_pool
         self._scoring_pool = scoring_pool
         self._max_lag_versions = max_lag_versions
-        self._asks_for_beliefs = asks_for_beliefs
+        self._asks_for_evidence = asks_for_evidence
         self.num_scored_again = 0
 
     async def score(self, group: TrajectoryGroup) -> ScoredGroup:
@@ -37,21 +37,19 @@ class GroupScoring:
         """
         if self._scoring_pool is None:
             return await self.verify(group)
-        if self._asks_for_beliefs:
-            by_rule = await self.verify(group, with_hypotheses=True)
-            by_policy = await self._by_policy(group, hypotheses=by_rule.hypotheses)
+        if self._asks_for_evidence:
+            by_rule = await self._by_rule(group, with_evidence=True)
+            by_policy = await self._by_policy(group, evidence=by_rule.evidence)
         else:
             by_policy_task = asyncio.ensure_future(self._by_policy(group))
             try:
-                by_rule = await self.verify(group)
+                by_rule = await self._by_rule(group)
                 by_policy = await by_policy_task
             finally:
                 by_policy_task.cancel()
         terms = zip(by_rule.terms, by_policy.terms, strict=True)
-        return replace(
-            by_rule,
-            terms=tuple(ruled + scored for ruled, scored in terms),
-            belief_traces=by_policy.belief_traces,
+        return ScoredGroup(
+            group=group, terms=tuple(ruled + scored for ruled, scored in terms), evidence=by_policy.evidence
         )
 
     async def bring_up_to_date(self, group: ScoredGroup, *, policy_version: int) -> ScoredGroup:
@@ -64,33 +62,37 @@ class GroupScoring:
         if lag_versions(group, policy_version=policy_version) <= self._max_lag_versions:
             return group
         self.num_scored_again += 1
-        scored = await self._by_policy(group.group, hypotheses=group.hypotheses)
+        scores = await self._by_policy(group.group, evidence=group.evidence)
+        new_terms = {term.scorer for term in scores.terms[0]}
+        terms = (
+            tuple(term for term in old if term.scorer not in new_terms) + new
+            for old, new in zip(group.terms, scores.terms, strict=True)
+        )
+        scored = replace(group, terms=tuple(terms), evidence=scores.evidence)
         lag = lag_versions(scored, policy_version=policy_version)
         if lag > self._max_lag_versions:
             raise WeightSyncError(
                 f"the scoring replicas are {lag} versions behind policy version {policy_version}, more than "
                 f"scorer.max_lag_versions={self._max_lag_versions}, although they were synchronised"
             )
-        new_terms = {term.scorer for term in scored.terms[0]}
-        terms = (
-            tuple(term for term in old if term.scorer not in new_terms) + new
-            for old, new in zip(group.terms, scored.terms, strict=True)
-        )
-        return replace(group, terms=tuple(terms), belief_traces=scored.belief_traces)
+        return scored
 
-    async def verify(self, group: TrajectoryGroup, *, with_hypotheses: bool = False) -> ScoredGroup:
+    async def verify(self, group: TrajectoryGroup) -> ScoredGroup:
         """The terms of the rules alone. Raises PoisonedCallError, PoolExhaustedError."""
-        scored: ScoredGroup = await self._reward_pool.call(
-            "score", group, with_hypotheses, what=f"verify group {group.group_id}"
-        )
-        return scored
+        return ScoredGroup(group=group, terms=(await self._by_rule(group)).terms)
 
-    async def _by_policy(self, group: TrajectoryGroup, *, hypotheses: AnswerHypotheses | None = None) -> ScoredGroup:
-        assert self._scoring_pool is not None
-        scored: ScoredGroup = await self._scoring_pool.call(
-            "score", group, hypotheses, what=f"score group {group.group_id}"
+    async def _by_rule(self, group: TrajectoryGroup, *, with_evidence: bool = False) -> GroupScores:
+        scores: GroupScores = await self._reward_pool.call(
+            "score", group, with_evidence, what=f"verify group {group.group_id}"
         )
-        return scored
+        return scores
+
+    async def _by_policy(self, group: TrajectoryGroup, *, evidence: tuple[object, ...] | None = None) -> GroupScores:
+        assert self._scoring_pool is not None
+        scores: GroupScores = await self._scoring_pool.call(
+            "score", group, evidence, what=f"score group {group.group_id}"
+        )
+        return scores
 
 
 def lag_versions(group: ScoredGroup, *, policy_version: int) -> int:
@@ -100,5 +102,4 @@ def lag_versions(group: ScoredGroup, *, policy_version: int) -> int:
 
 def scored_by(group: ScoredGroup) -> set[int]:
     """Policy versions of the weights that scored the group; rules have none."""
-    versions = {term.policy_version for row in group.terms for term in row if term.policy_version >= 0}
-    return versions | {trace.policy_version for trace in group.belief_traces}
+    return {term.policy_version for row in group.terms for term in row if term.policy_version >= 0}

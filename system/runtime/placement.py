@@ -15,11 +15,13 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.ray_actors import RewardActor, ScoringActor
+from actors.rewards.worker import RewardWorker
 from actors.rollout.worker import RolloutWorker
+from actors.scoring.worker import ScoringWorker
 from learner.worker import LearnerWorker
+from system.config.algorithms import evidence_of
 from system.config.machine import joins_cluster, model_folder
-from system.config.resources import actor_needs, max_candidates, uses_beliefs
+from system.config.resources import actor_needs
 from system.config.schema import Config
 from system.config.scorers import terms_on
 from system.errors import ConfigError
@@ -108,22 +110,22 @@ class Placement:
 
     def create_scoring_actor(self, name: str) -> ActorHandle:
         needs = self._needs["scoring replica"]
-        actor = ray.remote(ScoringActor).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
+        actor = ray.remote(ScoringWorker).options(num_cpus=needs.cpus, num_gpus=needs.gpus, max_restarts=0)
         return actor.remote(
             name=name,
             scorer=self._config.scorer,
             model=self._config.model,
             rollout_temperature=self._config.rollout.temperature,
-            scores_certainty=bool(terms_on(self._config.reward, "policy")),
+            terms=terms_on(self._config.reward, "policy"),
             task=self._config.task,
-            belief=self._config.belief if uses_beliefs(self._config) else None,
+            evidence=evidence_of(self._config.algorithm),
         )
 
     def create_reward_actor(self, name: str) -> ActorHandle:
         needs = self._needs["reward worker"]
-        actor = ray.remote(RewardActor).options(num_cpus=needs.cpus, max_restarts=0)
+        actor = ray.remote(RewardWorker).options(num_cpus=needs.cpus, max_restarts=0)
         return actor.remote(
-            task=self._config.task, reward=self._config.reward, max_candidates=max_candidates(self._config)
+            task=self._config.task, reward=self._config.reward, evidence=evidence_of(self._config.algorithm)
         )
 
     def create_learner_actors(self) -> list[ActorHandle]:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from system.config.resources import uses_beliefs, uses_scoring_replicas
+from system.config.algorithms import evidence_of
+from system.config.resources import uses_scoring_replicas
 from system.config.schema import Config
 from system.records import Prompt, Sampling, TrajectoryGroup
 from system.runtime.group_scoring import GroupScoring
@@ -68,7 +69,7 @@ class Pools:
             reward_pool=self.rewards,
             scoring_pool=self.scoring,
             max_lag_versions=max_lag,
-            asks_for_beliefs=uses_beliefs(config),
+            asks_for_evidence=evidence_of(config.algorithm) is not None,
         )
 
     async def shutdown(self, *, seconds: float) -> None:

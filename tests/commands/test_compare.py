@@ -20,7 +20,7 @@ def write_run(folder: Path, *, accuracies: dict[int, float], alarm_at: int | Non
     for version in range(6):
         metrics: dict[str, float] = {}
         if version > 0:
-            metrics |= {"completion/length_mean_tokens": 30.0, "belief/value_at_step_0": 0.5, "train/accuracy": 0.4}
+            metrics |= {"completion/length_mean_tokens": 30.0, "credit/value_at_step_0": 0.5, "train/accuracy": 0.4}
             metrics["guard/repetition"] = float(alarm_at is not None and version >= alarm_at)
         if version in accuracies:
             metrics |= {"eval/accuracy_sampled": accuracies[version], "eval/length_mean_tokens": 30.0 - version}

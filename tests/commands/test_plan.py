@@ -118,7 +118,7 @@ def test_the_page_states_the_derivation(make_config: Callable[..., Config]) -> N
 
 
 def test_the_plan_says_what_beliefs_are_over(make_config: Callable[..., Config]) -> None:
-    text = plan_text(make_config("algorithm.name=barl", "belief.max_candidates=3", MONITORED))
+    text = plan_text(make_config("algorithm.name=barl", "algorithm.options.candidates=3", MONITORED))
     assert "self_certainty, beliefs over the reference answer and at most 3 candidates; float32, newest weights" in text
     text = plan_text(make_config("algorithm.name=progress"))
     assert "  beliefs over the reference answer; float32" in text

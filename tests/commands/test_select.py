@@ -9,7 +9,7 @@ import pytest
 
 from system.cli import main
 from system.commands.completion_source import load_monitored_config
-from system.config.resources import uses_beliefs
+from system.config.algorithms import evidence_of
 from system.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -174,7 +174,7 @@ def test_every_configuration_gets_scoring_replicas(overlay: str | None, override
     paths = [str(CONFIGS / "demo.yaml"), *([str(CONFIGS / "algorithm" / overlay)] if overlay else [])]
     config = load_monitored_config(paths, overrides=overrides, command="select", check_devices=False)
     assert [term.scorer for term in config.reward.terms] == ["verifier", "self_certainty"]
-    assert not uses_beliefs(config)
+    assert evidence_of(config.algorithm) is None
 
 
 def test_mistakes_in_a_configuration_are_named_whatever_is_monitored() -> None:

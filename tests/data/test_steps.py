@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from system.data.steps import positions_behind, token_offsets, trajectory_steps
+from system.data.steps import TrajectorySteps, positions_behind, token_offsets, token_steps, trajectory_steps
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
 from system.interfaces import Task
+from system.records import Trajectory
 from tests.trajectories import single_turn, two_turns
 
 END = -1
@@ -34,11 +35,18 @@ class PieceTokenizer:
         raise NotImplementedError
 
 
+def steps_by_task(trajectory: Trajectory, *, task: Task, tokenizer: PieceTokenizer) -> TrajectorySteps:
+    text = trajectory.text
+    return trajectory_steps(
+        trajectory, cuts=task.cut_steps(text), reasoning_end=task.reasoning_end(text), tokenizer=tokenizer
+    )
+
+
 def steps_of(pieces: list[str], *, task: Task, with_end: bool = True) -> tuple[list[int], list[int]]:
     tokenizer = PieceTokenizer(*pieces)
     token_ids = [*range(len(pieces)), *([END] if with_end else [])]
     trajectory = single_turn(token_ids, text=tokenizer.decode(token_ids))
-    steps = trajectory_steps(trajectory, task=task, tokenizer=tokenizer)
+    steps = steps_by_task(trajectory, task=task, tokenizer=tokenizer)
     return steps.ends.tolist(), steps.asked.tolist()
 
 
@@ -89,7 +97,7 @@ def test_a_character_is_written_when_the_last_of_its_bytes_is() -> None:
     text = "né\n\N{SNOWMAN}\n#1"  # é has two bytes, the snowman three
     trajectory = single_turn([*text.encode(), END], text=text)
     assert token_offsets([1, 2, 3, 4, 5], trajectory=trajectory, tokenizer=ByteTokenizer()) == [1, 3, 4, 7, 8]
-    steps = trajectory_steps(trajectory, task=Gsm8kChainsTask(), tokenizer=ByteTokenizer())
+    steps = steps_by_task(trajectory, task=Gsm8kChainsTask(), tokenizer=ByteTokenizer())
     assert (steps.ends.tolist(), steps.asked.tolist()) == ([4, 11], [0, 4, 8])
 
 
@@ -106,10 +114,17 @@ def test_a_turn_ends_a_step_and_what_the_environment_says_is_no_step() -> None:
     tokens[8] = END
     trajectory = replace(trajectory, token_ids=tokens)
     assert token_offsets([1, 2, 3, 4, 5], trajectory=trajectory, tokenizer=tokenizer) == [1, 2, 2, 3, 3]
-    steps = trajectory_steps(trajectory, task=Gsm8kChainsTask(), tokenizer=tokenizer)
+    steps = steps_by_task(trajectory, task=Gsm8kChainsTask(), tokenizer=tokenizer)
     assert (steps.ends.tolist(), steps.asked.tolist()) == ([2, 4], [0, 2, 3])
     # asked behind the prompt, behind the first turn (before the environment answers) and behind the last word
     assert positions_behind(trajectory, num_sampled=steps.asked).tolist() == [2, 4, 8]
+
+
+def test_chunks_of_tokens_are_asked_behind_each_and_behind_all() -> None:
+    steps = token_steps(7, step_tokens=3)
+    assert (steps.ends.tolist(), steps.asked.tolist()) == ([3, 6, 7], [0, 3, 6, 7])
+    assert token_steps(6, step_tokens=3).ends.tolist() == [3, 6]
+    assert (token_steps(0, step_tokens=3).ends.tolist(), token_steps(0, step_tokens=3).asked.tolist()) == ([], [0])
 
 
 def test_offsets_look_at_few_prefixes_of_a_long_text() -> None:

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from system.errors import WeightSyncError
-from system.records import AnswerHypotheses, BeliefTrace, Prompt, RewardTerm, ScoredGroup, TrajectoryGroup
+from system.records import GroupScores, Prompt, RewardTerm, TrajectoryGroup
 from system.runtime.group_scoring import GroupScoring, lag_versions
 from system.runtime.worker_pool import WorkerPool
 from tests.fakes import FakeActor, make_pool, serve_all
@@ -20,22 +20,13 @@ def term(scorer: str, *, value: float, policy_version: int) -> RewardTerm:
     return RewardTerm(scorer=scorer, value=value, status="ok", reason="", policy_version=policy_version, seconds=0.0)
 
 
-def group_with(*rows: tuple[RewardTerm, ...]) -> ScoredGroup:
-    return ScoredGroup(group=GROUP, terms=rows)
+@dataclass(frozen=True)
+class Found:
+    """Stands for what an algorithm's rule finds and its policy scorer makes of it."""
+
+    by_version: int | None = None
 
 
-def trace(*, policy_version: int) -> BeliefTrace:
-    return BeliefTrace(
-        step_ends=np.array([1], np.int32),
-        outcomes=np.array([1], np.int32),
-        answer_logprobs=np.zeros((2, 1), np.float32),
-        policy_version=policy_version,
-        trees_seconds=0.0,
-        forward_seconds=0.0,
-    )
-
-
-HYPOTHESES = AnswerHypotheses(answers=("72",), stated=np.array([0], np.int32), seconds=0.0)
 GROUP = TrajectoryGroup(group_id=5, prompt=PROMPT, trajectories=())
 
 
@@ -43,11 +34,9 @@ GROUP = TrajectoryGroup(group_id=5, prompt=PROMPT, trajectories=())
 class FakeRules(FakeActor):
     """A reward worker."""
 
-    hypotheses: AnswerHypotheses | None = None
-
-    async def on_score(self, groups: list[tuple[TrajectoryGroup, bool]]) -> list[ScoredGroup]:
-        scored = group_with((term("verifier", value=1.0, policy_version=-1),))
-        return [replace(scored, hypotheses=self.hypotheses if is_asked else None) for _, is_asked in groups]
+    async def on_score(self, groups: list[tuple[TrajectoryGroup, bool]]) -> list[GroupScores]:
+        terms = ((term("verifier", value=1.0, policy_version=-1),),)
+        return [GroupScores(terms=terms, evidence=(Found(),) if is_asked else None) for _, is_asked in groups]
 
 
 @dataclass(eq=False)
@@ -56,15 +45,15 @@ class FakeReplica(FakeActor):
 
     version: int = 0
     is_fatal: bool = False
-    hypotheses: list[object] = field(default_factory=list)  # that it was asked for
+    was_given: list[object] = field(default_factory=list)
 
-    async def on_score(self, group: TrajectoryGroup, hypotheses: AnswerHypotheses | None) -> ScoredGroup:
+    async def on_score(self, group: TrajectoryGroup, evidence: tuple[Found, ...] | None) -> GroupScores:
         self.is_dead = self.is_fatal
-        scored = group_with((term("self_certainty", value=10.0 + self.version, policy_version=self.version),))
-        if hypotheses is None:
-            return scored
-        self.hypotheses.append(hypotheses)
-        return replace(scored, belief_traces=(trace(policy_version=self.version),))
+        terms = ((term("self_certainty", value=10.0 + self.version, policy_version=self.version),),)
+        if evidence is None:
+            return GroupScores(terms=terms, evidence=None)
+        self.was_given.append(evidence)
+        return GroupScores(terms=terms, evidence=(Found(by_version=self.version),))
 
 
 async def make_replicas(*replicas: FakeReplica) -> WorkerPool:
@@ -73,8 +62,8 @@ async def make_replicas(*replicas: FakeReplica) -> WorkerPool:
     return pool
 
 
-async def make_rules(hypotheses: AnswerHypotheses | None = None) -> WorkerPool:
-    pool = make_pool([FakeRules(hypotheses=hypotheses)], receives_weights=False, max_load=1, max_calls_at_once=16)
+async def make_rules() -> WorkerPool:
+    pool = make_pool([FakeRules()], receives_weights=False, max_load=1, max_calls_at_once=16)
     await pool.start()
     return pool
 
@@ -104,23 +93,24 @@ def test_a_group_has_the_terms_of_rules_and_of_replicas() -> None:
     run(scenario)
 
 
-def test_beliefs_are_asked_for_the_hypotheses_that_the_rules_found() -> None:
+def test_replicas_are_given_what_the_rules_found_where_an_algorithm_asks_for_evidence() -> None:
     async def scenario() -> None:
         replica = FakeReplica(version=3)
         scoring = GroupScoring(
-            reward_pool=await make_rules(HYPOTHESES),
+            reward_pool=await make_rules(),
             scoring_pool=await make_replicas(replica),
             max_lag_versions=0,
-            asks_for_beliefs=True,
+            asks_for_evidence=True,
         )
         scored = await scoring.score(GROUP)
-        assert replica.hypotheses == [HYPOTHESES]
-        assert [trace.policy_version for trace in scored.belief_traces] == [3]
+        assert replica.was_given == [(Found(),)]
+        assert scored.evidence == (Found(by_version=3),)
         assert lag_versions(scored, policy_version=4) == 1
         replica.version = 4
         fresh = await scoring.bring_up_to_date(scored, policy_version=4)
-        assert replica.hypotheses == [HYPOTHESES, HYPOTHESES]
-        assert [trace.policy_version for trace in fresh.belief_traces] == [4]
+        assert replica.was_given == [(Found(),), (Found(by_version=3),)]
+        assert fresh.evidence == (Found(by_version=4),)
+        assert (await scoring.verify(GROUP)).evidence is None
 
     run(scenario)
 

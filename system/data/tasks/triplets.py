@@ -1,8 +1,8 @@
 """Triplets, the synthetic task of the BARL paper: produce the prompt's character three times in a row.
 
 Characters 0, 1 and 2; prompts 0 and 1 are trained on, prompt 2 is held out. One character is one token and one step,
-and a response has as many as rollout.max_completion_tokens allows: there is no end token. What a hypothesis such as
-`222` would pay at a step can be read from the response, so no model has to be asked (environment_belief.py).
+and a response has as many as rollout.max_completion_tokens allows: there is no end token. What an answer such as
+`222` would pay at a step can be read from the response, so no model has to be asked.
 
 Source: Zhang et al., Beyond Markovian, arXiv 2505.20561v2.
 """
@@ -51,6 +51,6 @@ class TripletsTask:
     def answer_continuation(self, answer: str) -> AnswerContinuation:
         return AnswerContinuation(prefix="", text=answer, ends_response=False)
 
-    def payments(self, response: str, *, hypothesis: str) -> BoolArray:
-        """bool[S]: at each step, whether the hypothesis ends there (windows may overlap)."""
-        return np.array([response[:end].endswith(hypothesis) for end in self.cut_steps(response)], dtype=np.bool_)
+    def payments(self, response: str, *, answer: str) -> BoolArray:
+        """bool[S]: at each step, whether the answer ends there (windows may overlap)."""
+        return np.array([response[:end].endswith(answer) for end in self.cut_steps(response)], dtype=np.bool_)

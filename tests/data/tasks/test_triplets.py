@@ -22,10 +22,10 @@ def test_two_prompts_are_trained_on_and_the_third_is_held_out() -> None:
 
 
 def test_hypothesis_pays_where_it_ends_and_windows_overlap() -> None:
-    payments = TripletsTask().payments("0000122", hypothesis="000")
+    payments = TripletsTask().payments("0000122", answer="000")
     assert payments.tolist() == [False, False, True, True, False, False, False]
-    assert not TripletsTask().payments("22", hypothesis="222").any()
-    assert TripletsTask().payments("", hypothesis="222").tolist() == []
+    assert not TripletsTask().payments("22", answer="222").any()
+    assert TripletsTask().payments("", answer="222").tolist() == []
 
 
 def test_each_character_is_a_step_and_the_whole_response_is_the_answer() -> None:

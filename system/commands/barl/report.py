@@ -15,15 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from system.algorithms.belief import Belief
+from system.algorithms.barl.belief import Belief, compute_belief
+from system.algorithms.barl.records import BeliefTrace, read_trace
 from system.commands.completion_source import policy_tokenizer
+from system.config.algorithms import algorithm_options
 from system.config.load import load_config
 from system.config.schema import Config
-from system.data.belief_files import read_beliefs
-from system.data.samples import trace_belief
 from system.errors import ConfigError
 from system.interfaces import Tokenizer
-from system.records import BeliefTrace
 
 _MAX_STEP_CHARACTERS = 60
 
@@ -34,13 +33,15 @@ def main(argv: Sequence[str]) -> int:
     run_dir = Path(options.run_dir)
     config = _load_config(run_dir)
     record = find_group(run_dir, group_id=options.group)
-    hypotheses, traces = _beliefs(record, run_dir=run_dir)
+    traces = _traces(record, run_dir=run_dir)
     if not 0 <= options.completion < len(traces):
         raise ConfigError(
             "--completion", given=options.completion, expected=f"0 to {len(traces) - 1}", fix="--completion 0"
         )
     trace, completion = traces[options.completion], record["completions"][options.completion]
-    belief = trace_belief(trace, config=config.belief)
+    is_right = completion["rewards"].get("verifier") == 1.0
+    beta = getattr(algorithm_options(config.algorithm), "beta", 0.0)
+    belief = compute_belief(trace.answer_logprobs, is_right=is_right, beta=beta)
     token_ids = [token for start, end in completion["sampled_spans"] for token in completion["token_ids"][start:end]]
     steps = step_texts(token_ids, trace=trace, tokenizer=policy_tokenizer(config))
     console = Console()
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         f"{len(traces)}, verifier {completion['rewards'].get('verifier')}\n{record['prompt']}",
         markup=False, highlight=False,
     )  # fmt: skip
-    console.print(belief_table(belief, trace=trace, steps=steps, hypotheses=hypotheses))
+    console.print(belief_table(belief, trace=trace, steps=steps))
     return 0
 
 
@@ -96,9 +97,9 @@ def _recorded_groups(run_dir: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _beliefs(record: Mapping[str, Any], *, run_dir: Path) -> tuple[tuple[str, ...], tuple[BeliefTrace, ...]]:
+def _traces(record: Mapping[str, Any], *, run_dir: Path) -> list[BeliefTrace]:
     try:
-        return read_beliefs(record)
+        return [read_trace(each) for each in record["evidence"]]
     except KeyError as error:
         raise ConfigError(
             "RUN_DIR",
@@ -117,15 +118,15 @@ def step_texts(token_ids: Sequence[int], *, trace: BeliefTrace, tokenizer: Token
     ]
 
 
-def belief_table(belief: Belief, *, trace: BeliefTrace, steps: Sequence[str], hypotheses: Sequence[str]) -> Table:
+def belief_table(belief: Belief, *, trace: BeliefTrace, steps: Sequence[str]) -> Table:
     """Row t is the belief after t steps, beside the step that led there and what it was worth before it was taken."""
     table = Table()
     table.add_column("")
     table.add_column("step", overflow="fold")
     table.add_column("value", justify="right")
     table.add_column("progress", justify="right")
-    for number, answer in enumerate(hypotheses):
-        stated = " (stated)" if trace.outcomes[number] else ""
+    for number, answer in enumerate(trace.hypotheses.answers):
+        stated = " (stated)" if number == trace.stated else ""
         name = "reference " if number == 0 else ""
         table.add_column(f"{name}{_short(answer)}{stated}\n  w      P", justify="right")
     probabilities = np.exp(trace.answer_logprobs.astype(np.float64))

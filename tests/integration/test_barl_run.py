@@ -14,7 +14,7 @@ def test_barl_trains_on_beliefs_of_the_version_that_generated(tmp_path: Path) ->
     arguments = command(
         tmp_path,
         algorithm__name="barl",
-        belief__max_candidates=3,
+        algorithm__options__candidates=3,
         scorer__cpus_per_worker=0.25,
         reward__terms="[{scorer: verifier}, {scorer: self_certainty, weight: 0}]",
         evaluation__every_updates="null",
@@ -33,14 +33,13 @@ def test_barl_trains_on_beliefs_of_the_version_that_generated(tmp_path: Path) ->
         assert metrics["learner/gradient_norm"] > 0
         assert metrics["reward/self_certainty_mean"] > 0  # monitored beside it, on the same replica
         assert metrics["reward/mean"] == metrics["train/accuracy"]
-        assert -1 <= metrics["belief/value_at_step_0"] <= 2
+        assert -1 <= metrics["credit/value_at_step_0"] <= 2
     timing = json.loads((tmp_path / "small" / "metrics.jsonl").read_text().splitlines()[-1])["timing"]
-    for phase in ("hypotheses", "trees", "forward", "credit"):
-        assert timing[f"belief/{phase}_seconds"] > 0
-        assert 0 < timing[f"belief/{phase}_share"] < 2
+    phases = {"hypotheses", "trees", "forward", "advantages"}
+    assert all(timing[f"credit/{phase}_seconds"] > 0 for phase in phases)
     figures = summary(tmp_path / "small")
     assert figures["ledger_balanced"] is True
-    assert set(figures["belief_seconds_by_phase"]) == {"hypotheses", "trees", "forward", "credit"}
+    assert set(figures["credit_seconds_by_phase"]) == phases
     assert (tmp_path / "small" / "beliefs" / "00000000.png").exists()
     drawn = run([sys.executable, "-m", "system", "belief", str(tmp_path / "small")])
     require_success(drawn)

@@ -7,17 +7,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.scoring.belief import BeliefScorer
+from actors.scoring.barl.scorer import BeliefScorer
 from actors.scoring.model import ScoringModel
+from system.algorithms.barl.belief import AnswerReduction
+from system.algorithms.barl.options import BarlOptions
+from system.algorithms.barl.records import AnswerHypotheses
 from system.config.machine import model_folder
 from system.config.schema import ScorerConfig
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
-from system.records import AnswerHypotheses, IntArray, Prompt, TrajectoryGroup
+from system.records import IntArray, Prompt, TrajectoryGroup
 from tests.trajectories import single_turn
 
 POLICY = str(model_folder("builtin:chains_1m"))
 PROMPT = "48+(48/2):"
+REDUCTIONS: tuple[AnswerReduction, ...] = ("sum", "mean")
 RESPONSES = ("48/2=24\n48+24=72\n#72", "48/2=26\n48+26=74\n#74", "#72", "48/2=24\n48+")
 HYPOTHESES = AnswerHypotheses(answers=("72", "74", "7"), stated=np.array([0, 1, 0, -1], np.int32), seconds=0.0)
 
@@ -55,10 +59,10 @@ def plain_logprob(written: str, answer: str) -> float:
 
 
 def test_traces_equal_plain_passes(model: ScoringModel) -> None:
-    scorer = BeliefScorer(model, task=Gsm8kChainsTask(), reduction="sum")
+    scorer = BeliefScorer(model, task=Gsm8kChainsTask(), options=BarlOptions())
     traces = scorer.traces(make_group(), hypotheses=HYPOTHESES)
     assert [trace.step_ends.tolist() for trace in traces] == [[8, 21], [8, 21], [4], [8, 12]]
-    assert [trace.outcomes.tolist() for trace in traces] == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    assert [trace.stated for trace in traces] == [0, 1, 0, -1]
     asked = [["", "48/2=24\n", "48/2=24\n48+24=72\n"], None, ["", ""], ["", "48/2=24\n", "48/2=24\n48+"]]
     for trace, places in zip(traces, asked, strict=True):
         if places is not None:
@@ -68,7 +72,7 @@ def test_traces_equal_plain_passes(model: ScoringModel) -> None:
 
 
 def test_the_policy_believes_what_it_has_worked_out(model: ScoringModel) -> None:
-    right, wrong, *_ = BeliefScorer(model, task=Gsm8kChainsTask(), reduction="sum").traces(
+    right, wrong, *_ = BeliefScorer(model, task=Gsm8kChainsTask(), options=BarlOptions()).traces(
         make_group(), hypotheses=HYPOTHESES
     )
     assert np.exp(right.answer_logprobs[-1, 0]) > 0.9
@@ -80,8 +84,10 @@ def test_the_policy_believes_what_it_has_worked_out(model: ScoringModel) -> None
 def test_mean_reduction_takes_out_the_length(model: ScoringModel) -> None:
     group = make_group()
     total, mean = (
-        BeliefScorer(model, task=Gsm8kChainsTask(), reduction=reduction).traces(group, hypotheses=HYPOTHESES)[0]
-        for reduction in ("sum", "mean")
+        BeliefScorer(model, task=Gsm8kChainsTask(), options=BarlOptions(reduction=reduction)).traces(
+            group, hypotheses=HYPOTHESES
+        )[0]
+        for reduction in REDUCTIONS
     )
     np.testing.assert_allclose(mean.answer_logprobs * [3, 3, 2], total.answer_logprobs, rtol=1e-5)
 
@@ -89,13 +95,28 @@ def test_mean_reduction_takes_out_the_length(model: ScoringModel) -> None:
 def test_one_hypothesis_and_an_empty_completion(model: ScoringModel) -> None:
     group = make_group()
     empty = single_turn([], prompt=tokens(PROMPT).tolist())
-    traces = BeliefScorer(model, task=Gsm8kChainsTask(), reduction="sum").traces(
+    traces = BeliefScorer(model, task=Gsm8kChainsTask(), options=BarlOptions()).traces(
         replace(group, trajectories=(empty,)),
         hypotheses=AnswerHypotheses(answers=("72",), stated=np.array([-1], np.int32), seconds=0.0),
     )
     assert traces[0].answer_logprobs.shape == (1, 1)
     np.testing.assert_allclose(traces[0].answer_logprobs[0, 0], plain_logprob(PROMPT, "72"), atol=1e-4)
     assert traces[0].step_ends.tolist() == []
+
+
+def test_a_probe_and_chunks_of_tokens_as_the_authors_ask(model: ScoringModel) -> None:
+    # twelve tokens in chunks of five, asked behind each and behind all of it
+    options = BarlOptions(steps="tokens", step_tokens=5, probe="#", reduction="mean")
+    group = make_group()
+    scores = BeliefScorer(model, task=Gsm8kChainsTask(), options=options).score(group, (HYPOTHESES,))
+    assert scores.evidence is not None
+    trace = scores.evidence[3]
+    assert trace.step_ends.tolist() == [5, 10, 12]
+    assert trace.answer_logprobs.shape == (4, 3)
+    assert scores.terms[3][0].value == pytest.approx(float(np.exp(trace.answer_logprobs[-1, 0])))
+    again = BeliefScorer(model, task=Gsm8kChainsTask(), options=options).score(group, scores.evidence)
+    assert again.evidence is not None
+    np.testing.assert_array_equal(again.evidence[3].answer_logprobs, trace.answer_logprobs)
 
 
 def test_text_tasks_close_the_box() -> None:

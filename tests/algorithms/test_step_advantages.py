@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from system.algorithms.belief import spread_to_tokens, step_advantages
+from system.algorithms.steps import spread_to_tokens, step_advantages
 
 
 def test_every_token_gets_the_value_of_its_step() -> None:

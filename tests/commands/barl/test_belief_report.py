@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from system.algorithms.barl.records import AnswerHypotheses, BeliefTrace, read_trace
 from system.cli import main
 from system.commands.run_inputs import load_tokenizer
 from system.config.load import dump_yaml, load_config
 from system.config.machine import model_folder
-from system.data.belief_files import read_beliefs
 from system.data.group_files import group_as_json, read_groups
 from system.records import (
-    AnswerHypotheses,
-    BeliefTrace,
     Prompt,
     RewardTerm,
     ScoredGroup,
@@ -23,7 +21,7 @@ from system.records import (
 )
 from tests.trajectories import single_turn
 
-DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 TEXT = "48/2=26\n48+26=74\n#74"
 
 
@@ -40,11 +38,11 @@ def group() -> ScoredGroup:
     return ScoredGroup(
         group=TrajectoryGroup(group_id=17, prompt=prompt, trajectories=(trajectory,)),
         terms=((verdict,),),
-        hypotheses=AnswerHypotheses(answers=("72", "74"), stated=np.array([1], np.int32), seconds=0.0),
-        belief_traces=(
+        evidence=(
             BeliefTrace(
+                hypotheses=AnswerHypotheses(answers=("72", "74"), stated=np.array([1], np.int32), seconds=0.0),
+                stated=1,
                 step_ends=np.array([8, len(token_ids)], np.int32),
-                outcomes=np.array([0, 1], np.int32),
                 answer_logprobs=np.array([np.log([0.3, 0.1]), np.log([0.1, 0.4]), [-np.inf, np.log(0.9)]], np.float32),
                 policy_version=5,
                 trees_seconds=0.1,
@@ -64,10 +62,11 @@ def run_dir(tmp_path: Path, group: ScoredGroup) -> Path:
 
 
 def test_beliefs_come_back_from_a_line(group: ScoredGroup) -> None:
-    hypotheses, (trace,) = read_beliefs(json.loads(json.dumps(group_as_json(group))))
-    (expected,) = group.belief_traces
-    assert hypotheses == ("72", "74")
-    assert (trace.step_ends.tolist(), trace.outcomes.tolist(), trace.policy_version) == ([8, 20], [0, 1], 5)
+    trace = read_trace(json.loads(json.dumps(group_as_json(group)))["evidence"][0])
+    assert group.evidence is not None
+    (expected,) = group.evidence
+    assert trace.hypotheses.answers == ("72", "74")
+    assert (trace.step_ends.tolist(), trace.stated, trace.policy_version) == ([8, 20], 1, 5)
     np.testing.assert_allclose(np.exp(trace.answer_logprobs), np.exp(expected.answer_logprobs), atol=1e-4)
 
 
@@ -82,10 +81,10 @@ def test_steps_go_down_and_hypotheses_across(run_dir: Path, capsys: pytest.Captu
     assert lines[0] == "group 17, policy version 5, completion 0 of 1, verifier 0.0"
     assert any("reference 72" in line and "74 (stated)" in line for line in lines)
     start, first, second = (line for line in lines if "0.30" in line or "48/2=26" in line or "48+26=74" in line)
-    # weights .75 and .25 before the first step; it was worth .75 (0 - .3) + .25 (.9 - .1 + 1)
+    # weights .75 and .25 before the first step; it was worth 0 + .75 (0 - .3) + .25 (.9 - .1)
     assert "*0.75  0.30" in start
     assert " 0.25  0.10" in start
-    assert "+0.2" in first
+    assert "-0.02" in first or "-0.03" in first
     # progress of the reference: .1 - .3; the weight has moved to 74
     assert "-0.20" in first
     assert ">" in first
@@ -109,7 +108,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(run_dir: Path, capsys: pytest.
 
 
 def test_a_run_without_beliefs_says_so(run_dir: Path, group: ScoredGroup, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = replace(group, hypotheses=None, belief_traces=())
+    plain = replace(group, evidence=None)
     (run_dir / "rollouts" / "00000005.jsonl").write_text(json.dumps(group_as_json(plain)) + "\n")
     assert main(["belief", str(run_dir)]) == 2
     assert "expected a run that asked for beliefs" in capsys.readouterr().err
