@@ -109,7 +109,10 @@ class SnapshotPublisher:
             checksums.append(checksum(full))  # on the device of the learner, before the copy that it vouches for
             slot_view(buffer, slot).copy_(full)
         values = torch.stack(checksums).tolist()
-        slots = tuple(replace(slot, checksum=value) for slot, value in zip(planned.slots, values, strict=True))
+        slots = tuple(
+            replace(slot, checksum=value, content_sum=content)
+            for slot, (value, content) in zip(planned.slots, values, strict=True)
+        )
         return replace(planned, slots=slots), buffer
 
 

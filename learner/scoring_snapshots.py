@@ -133,7 +133,8 @@ class AveragedSnapshot(NewestSnapshot):
         for slot in bucket.slots:
             view = slot_view(averaged, slot)
             view.copy_(self._average[slot.name])
-            slots.append(replace(slot, checksum=int(checksum(view))))
+            value, content = checksum(view).tolist()
+            slots.append(replace(slot, checksum=value, content_sum=content))
         self._buckets.append(replace(bucket, slots=tuple(slots)))
         self._references.append(self._put(averaged.numpy()))
 

@@ -32,9 +32,7 @@ class LearnerWorker(Learner):
     def rendezvous(self) -> tuple[str, int]:
         """This node's address and a free port; where the ranks meet, or a weight group."""
         host = store.node_address()
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.bind((host, 0))
-            return host, int(probe.getsockname()[1])
+        return host, free_port(host)
 
     def start_publishing(
         self, *, canary_token_ids: Sequence[int], weight_sync: WeightSyncConfig, scorer: ScorerConfig
@@ -123,3 +121,10 @@ class LearnerWorker(Learner):
         if self._group is not None:
             self._group.close()
             self._group = None
+
+
+def free_port(host: str) -> int:
+    """A TCP port that nobody listens on at `host`."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

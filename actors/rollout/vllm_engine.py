@@ -22,6 +22,7 @@ from actors.rollout.engine_log import EngineLog
 from system.errors import ConfigError, CredenceError, DeadlineError, EngineFailedError, WeightSyncError
 from system.records import Sampling
 from system.rollouts.rollouter import SampledTokens
+from system.weights.held import HeldProof
 from system.weights.manifest import WeightGroupSpec, WeightsManifest, to_plain
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class VLLMEngine:
         self._llm = llm
         self._settings = settings
         self._num_requests = 0
+        self._proof = HeldProof()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._liveness_task = asyncio.create_task(self._liveness_loop())
 
@@ -239,6 +241,15 @@ class VLLMEngine:
             self._fail(f"a weight update broke off: {error}")
             raise
         return time.monotonic() - start
+
+    async def proved_fraction(self, manifest: WeightsManifest) -> float:
+        """Share of the snapshot's bytes that the engine's processes hold as they should; see system/weights/held.py.
+
+        Raises WeightSyncError when they hold something else.
+        """
+        what = f"prove policy version {manifest.policy_version}"
+        answers = await self._control(self._llm.collective_rpc("held_weights"), what=what, seconds=_CONTROL_SECONDS)
+        return self._proof.proved_fraction([held for held, _ in answers], manifest, fused=answers[0][1])
 
     async def set_policy_version(self, policy_version: int) -> None:
         """Label the tokens that follow with a policy version without changing the weights."""

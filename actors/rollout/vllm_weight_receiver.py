@@ -30,6 +30,7 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from system.errors import WeightSyncError
 from system.weights.broadcast import WeightGroup, receive_buckets, transfer_device
 from system.weights.digest import checked_buckets, named_tensors
+from system.weights.held import Held, describe_held
 from system.weights.manifest import WeightGroupSpec, WeightsManifest, from_plain
 from system.weights.staging import staged_buckets
 
@@ -160,6 +161,12 @@ class WeightReceiverExtension:
     def received_weights(self) -> tuple[int, str] | None:
         """(policy version, digest of the bytes that arrived), or None before the first update."""
         return self.weight_transfer_engine.received
+
+    def held_weights(self) -> tuple[dict[str, Held], dict[str, list[str]]]:
+        """What this process holds, by parameter, and which modules of the model are fused of which."""
+        model = self.weight_transfer_engine.model
+        fused = getattr(model, "packed_modules_mapping", {})
+        return describe_held(dict(model.named_parameters())), {name: list(parts) for name, parts in fused.items()}
 
 
 if int(os.environ.get(OWNER_VARIABLE, os.getpid())) != os.getpid():

@@ -157,6 +157,7 @@ class RolloutWorker:
             canary_max_abs_diff=difference,
             seconds=time.monotonic() - start,
             pause_seconds=pause_seconds,
+            proved_fraction=await self._running_engine().proved_fraction(manifest),
         )
 
     async def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:

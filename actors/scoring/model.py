@@ -25,6 +25,7 @@ from system.records import FloatArray, Trajectory, TrajectoryGroup
 from system.weights import store
 from system.weights.canary import canary_difference
 from system.weights.digest import checked_buckets, torch_dtype
+from system.weights.held import HeldProof, describe_held
 from system.weights.manifest import ReceiverStatus, WeightsManifest
 
 _PREFIX = "causal_lm."  # of PolicyModel, before the HF names
@@ -73,6 +74,7 @@ class ScoringModel:
         ).requires_grad_(False)
         self._parameters = {name.removeprefix(_PREFIX): parameter for name, parameter in self._model.named_parameters()}
         self._fetch = fetch
+        self._proof = HeldProof()
         self._is_whole = True  # False while a load has not been completed
         self.policy_version = 0
         self.is_average = False
@@ -110,6 +112,7 @@ class ScoringModel:
             else canary_difference(manifest.canary_logprobs, logprobs),
             seconds=seconds,
             pause_seconds=seconds,
+            proved_fraction=self._proof.proved_fraction([describe_held(self._parameters)], manifest, fused={}),
         )
 
     def canary_logprobs(self, token_ids: Sequence[int]) -> FloatArray:

@@ -272,8 +272,8 @@ def _placement_lines(config: Config) -> list[str]:
     gpus = sum(need.count * need.gpus for need in needs)
     lines.append(f"  {'total':<18}{sum(need.count for need in needs):>5}  {'':<6}{cpus:>6g}{gpus:>6g}")
     lines.append(
-        f"  weights: learner rank 0 broadcasts to {_receivers(config)} by"
-        f" {config.weight_sync.backend} in buckets of {config.weight_sync.bucket_mib} MiB"
+        f"  weights: every version a snapshot in the object store, in buckets of {config.weight_sync.bucket_mib} MiB;"
+        f" {_transfer(config)}"
     )
     weights = ", ".join(
         f"{weight:g} x {scorer}" if weight else f"{scorer} (monitored)"
@@ -283,8 +283,11 @@ def _placement_lines(config: Config) -> list[str]:
     return lines
 
 
-def _receivers(config: Config) -> str:
-    rollouts = f"{config.rollout.num_workers} rollout workers"
+def _transfer(config: Config) -> str:
+    """Who gets the weights how."""
+    sync, num_workers = config.weight_sync, config.rollout.num_workers
+    way = f"broadcast by {sync.backend}" if sync.transfer == "broadcast" else "each from the store"
+    rollouts = f"to {num_workers} rollout workers {way}"
     if not uses_scoring_replicas(config) or config.scorer.mode == "offline":
         return rollouts
-    return f"{rollouts} and {config.scorer.num_workers} scoring replicas"
+    return f"{rollouts}, to {config.scorer.num_workers} scoring replicas from the store"

@@ -280,8 +280,10 @@ def check_weight_sync(config: Config) -> None:
     if uses_scoring_replicas(config):
         ends["scorer"] = config.scorer
     ends["learner"] = config.learner
-    if weight_sync.backend == "nccl" and any(end.device != "cuda" for end in ends.values()):
-        devices = " and ".join(f"{section}.device={end.device}" for section, end in ends.items())
+    # scoring replicas load from the store: they may lie on CPU, and share a GPU, whatever the backend
+    broadcasts = {section: end.device for section, end in ends.items() if section != "scorer"}
+    if weight_sync.backend == "nccl" and set(broadcasts.values()) != {"cuda"}:
+        devices = " and ".join(f"{section}.device={device}" for section, device in broadcasts.items())
         raise ConfigError(
             "weight_sync.backend",
             given="nccl",

@@ -93,6 +93,11 @@ WEIGHT_SYNC_METRICS = (
         name="weight_sync/num_from_store", description="Of these, loaded alone from the store.", reduction="last"
     ),
     MetricDefinition(
+        name="weight_sync/proved_fraction",
+        description="Smallest share of the weights' bytes that were found again in what a receiver holds.",
+        reduction="last",
+    ),
+    MetricDefinition(
         name="weight_sync/canary_max_abs_diff_nats",
         description="Largest log-probability difference between learner and any receiver.",
         reduction="max",

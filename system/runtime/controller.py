@@ -290,6 +290,7 @@ class Controller:
         self._metrics.add("weight_sync/num_receivers", report.num_receivers)
         self._metrics.add("weight_sync/num_from_store", report.num_from_store)
         self._metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
+        self._metrics.add("weight_sync/proved_fraction", report.proved_fraction)
 
     async def _evaluate(self, *, is_final: bool) -> EvaluationResult:
         with self._phase("evaluate"):

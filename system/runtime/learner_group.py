@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.exceptions import RayActorError
 
 from system.config.schema import LearnerConfig, ScorerConfig, WeightSyncConfig
@@ -58,7 +59,7 @@ class LearnerGroup:
             weight_sync=self._weight_sync,
             scorer=self._scorer,
         )
-        check_capacity(num_bytes[0], num_snapshots=num_snapshots(self._scorer))
+        check_capacity(num_bytes[0], num_snapshots=num_snapshots(self._scorer), nodes=ray.nodes())
 
     async def train_and_publish(self, batch: TrainingBatch) -> tuple[StepResult, WeightsManifest]:
         """The optimizer steps of one batch on all ranks and the snapshot of the weights; metrics are global."""

@@ -45,6 +45,7 @@ class SyncReport:
     seconds: float
     pause_seconds: float  # longest time that a rollout engine did not generate
     canary_max_abs_diff: float  # nats, over receivers and canary tokens
+    proved_fraction: float  # smallest share of the bytes that were found again in what a receiver holds
 
 
 class WeightSync:
@@ -100,6 +101,7 @@ class WeightSync:
             seconds=time.perf_counter() - start,
             pause_seconds=max(pauses, default=0.0),
             canary_max_abs_diff=max((status.canary_max_abs_diff or 0.0 for status in statuses.values()), default=0.0),
+            proved_fraction=min((status.proved_fraction for status in statuses.values()), default=0.0),
         )
 
     async def admit(self, member: PoolMember) -> None:

@@ -23,6 +23,11 @@ def canary_difference(learner: FloatArray, receiver: FloatArray) -> float:
     return float(difference) if np.isfinite(difference) else float("inf")
 
 
+def calibrated_tolerance(spread: float, *, precision: str) -> float:
+    """What is allowed from now on, nats, when the difference was `spread` while both sides held the same files."""
+    return max(_MULTIPLE * spread, _SMALLEST_TOLERANCE[precision])
+
+
 def refusal(status: ReceiverStatus, manifest: WeightsManifest) -> str | None:
     """Why a receiver that reports `status` holds something else than `manifest`; None when it does not."""
     if status.policy_version != manifest.policy_version:
@@ -65,7 +70,7 @@ class CanaryTolerance:
                 f"nats in {precision}. transformers and vLLM compute this architecture differently here. Fix: another "
                 "model or precision, or, if the difference is acceptable, weight_sync.canary_tolerance_nats above it"
             )
-        self._calibrated[kind] = max(_MULTIPLE * max(credible), _SMALLEST_TOLERANCE[precision])
+        self._calibrated[kind] = calibrated_tolerance(max(credible), precision=precision)
 
     def refusal(self, kind: str, status: ReceiverStatus) -> str | None:
         """Why a receiver with the right bytes must not serve; None when it may."""

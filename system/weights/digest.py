@@ -16,24 +16,27 @@ _CHUNK_WORDS = 1 << 18  # 2 MiB of scratch for one multiplication
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """int64 scalar of the tensor's bytes, computed on its device with one chunk of scratch memory.
+    """int64 [2]: the tensor's bytes as (checksum, content sum), on its device with one chunk of scratch memory.
 
     With 64-bit little-endian words x[i] (last word zero-padded), modulo 2^64,
 
-        c = sum_j m^j * sum_i mix(x[j * C + i]) * w[i]        C words a chunk, m and w[i] odd
-        mix(v) = v xor (v >> 29)
+        checksum     c = sum_j m^j * sum_i mix(x[j * C + i]) * w[i]        C words a chunk, m and w[i] odd
+        content sum  s = sum_i mix(x[i])                                   mix(v) = v xor (v >> 29)
 
     A change of any single word changes c for certain, because every factor and `mix` is invertible. Without `mix`
-    an even number of flipped signs (the highest bit) would cancel.
+    an even number of flipped signs (the highest bit) would cancel. s does not see the order: so it can be compared
+    with what an engine holds in fused, sharded or zero-padded matrices, as long as words are not torn apart.
     """
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     total = torch.zeros((), dtype=torch.int64, device=data.device)
+    content = total.clone()
     weights = _chunk_weights(data.device)
     for start in range(0, data.numel(), _CHUNK_WORDS * 8):
         words = _as_words(data[start : start + _CHUNK_WORDS * 8])
         mixed = (words >> 29).bitwise_and_((1 << 35) - 1).bitwise_xor_(words)  # `>>` alone drags the sign along
+        content = content + mixed.sum()
         total = total * _signed(0xD1342543DE82EF95) + mixed.mul_(weights[: words.numel()]).sum()
-    return total
+    return torch.stack([total, content])
 
 
 def snapshot_digest(slots: Iterable[TensorSlot]) -> str:
@@ -65,7 +68,7 @@ def named_tensors(buffer: torch.Tensor, bucket: Bucket) -> list[tuple[str, torch
 def check_bucket(buffer: torch.Tensor, bucket: Bucket, *, policy_version: int) -> None:
     """Raises WeightSyncError naming the first tensor whose bytes are not those that were published."""
     checksums = torch.stack([checksum(tensor) for _, tensor in named_tensors(buffer, bucket)]).tolist()
-    for slot, value in zip(bucket.slots, checksums, strict=True):
+    for slot, (value, _) in zip(bucket.slots, checksums, strict=True):
         if value != slot.checksum:
             raise WeightSyncError(f"{slot.name} of policy version {policy_version} arrived with other bytes than sent")
 

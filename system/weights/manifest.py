@@ -28,6 +28,7 @@ class TensorSlot:
     offset_bytes: int
     num_bytes: int
     checksum: int = 0  # see digest.py; 0 before the tensor was gathered
+    content_sum: int = 0  # the same without the order of words, see held.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,7 @@ class ReceiverStatus:
     canary_max_abs_diff: float | None  # nats; None where the manifest has no canary, infinite for what is no number
     seconds: float
     pause_seconds: float  # during which it could not work
+    proved_fraction: float  # share of the bytes that were found again in what the receiver holds, after the load
 
 
 def plan_buckets(

@@ -6,7 +6,8 @@
 An object lives as long as the process that put it: when the learner dies, its snapshots are lost with it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import ray
@@ -43,13 +44,14 @@ def node_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def check_capacity(num_bytes: int, *, num_snapshots: int) -> None:
+def check_capacity(num_bytes: int, *, num_snapshots: int, nodes: Sequence[Mapping[str, Any]]) -> None:
     """Raises ConfigError when the object store of a node is smaller than `num_snapshots` snapshots of `num_bytes`.
 
     While a version is published the one before it may still be read, so that every node needs room for two.
+    `nodes`: as ray.nodes() gives them.
     """
     needed = num_bytes * num_snapshots
-    for node in ray.nodes():
+    for node in nodes:
         capacity = node["Resources"].get("object_store_memory", 0.0)
         if node["Alive"] and capacity < needed:
             raise ConfigError(

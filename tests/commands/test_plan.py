@@ -98,7 +98,7 @@ def test_scoring_replicas_are_placed_when_a_reward_needs_them(make_config: Calla
     assert (replicas.count, replicas.cpus, replicas.gpus) == (2, 0.25, 0)
     text = plan_text(config)
     assert "scoring replica       2  cpu     0.25     0  self_certainty; float32, moving average of the weights" in text
-    assert "learner rank 0 broadcasts to 1 rollout workers and 2 scoring replicas by gloo" in text
+    assert "to 1 rollout workers broadcast by gloo, to 2 scoring replicas from the store" in text
     assert "reward: 1 x verifier, 0.5 x self_certainty" in text
 
 

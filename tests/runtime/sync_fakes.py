@@ -192,6 +192,7 @@ class FakeReceiver:
             canary_max_abs_diff=difference,
             seconds=0.0,
             pause_seconds=0.5,
+            proved_fraction=1.0,
         )
 
     async def _pass_time(self) -> None:

@@ -58,7 +58,8 @@ class MemoryStore:
             slots = []
             for slot in bucket.slots:
                 slot_view(buffer, slot).copy_(tensors[slot.name].detach())
-                slots.append(replace(slot, checksum=int(checksum(tensors[slot.name]))))
+                value, content = checksum(tensors[slot.name]).tolist()
+                slots.append(replace(slot, checksum=value, content_sum=content))
             buckets.append(replace(bucket, slots=tuple(slots)))
             references.append(self.put(buffer.numpy()))
         return WeightsManifest(

@@ -27,6 +27,7 @@ def status(difference: float | None, *, dtype: str = "float32", name: str = "rol
         canary_max_abs_diff=difference,
         seconds=0.0,
         pause_seconds=0.0,
+        proved_fraction=1.0,
     )
 
 

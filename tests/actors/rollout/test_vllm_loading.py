@@ -54,6 +54,8 @@ def test_logprobs_are_those_of_transformers_before_and_after_updates(
         assert status.canary_max_abs_diff is not None
         assert status.canary_max_abs_diff < 1e-4
         assert 0 < status.pause_seconds <= status.seconds
+        # vLLM on CPU packs linear layers; the embedding and the norms are there to be compared
+        assert 0.2 < status.proved_fraction <= 1.0
         assert worker.policy_version == policy_version
         assert_agrees(rollout, name, model)
 
@@ -183,27 +185,26 @@ def test_a_snapshot_that_is_lost_or_corrupted_leaves_the_engine_at_work(rollout:
 
 def test_generation_goes_on_while_a_snapshot_is_fetched(rollout: Rollout) -> None:
     worker = rollout.worker("untied")
-    model = rollout.base_model("untied")
-    manifest = rollout.manifest(model, policy_version=70)
-    groups: list[TrajectoryGroup] = []
-    drawn_meanwhile: list[int] = []
+    manifest = rollout.manifest(rollout.base_model("untied"), policy_version=70)
+    drawn: list[float] = []  # when each group was there
+    fetched: list[float] = []  # start and end
 
     def slow_fetch(references: Sequence[object], *, seconds: float) -> Iterator[Bytes]:
-        before = len(groups)
+        fetched.append(time.monotonic())
         time.sleep(2.0)
-        drawn_meanwhile.append(len(groups) - before)
-        return rollout.store.fetch(references, seconds=seconds)
+        fetched.append(time.monotonic())
+        yield from rollout.store.fetch(references, seconds=seconds)
 
     async def draw_and_load() -> ReceiverStatus:
         worker._fetch = slow_fetch
         loading = asyncio.create_task(worker.load_weights(manifest, 60.0))
         while not loading.done():
-            sampling = dataclasses.replace(SAMPLING, max_tokens=4)
-            groups.append(await worker.generate(PROMPT, group_id=0, sampling=sampling))
+            await worker.generate(PROMPT, group_id=0, sampling=dataclasses.replace(SAMPLING, max_tokens=4))
+            drawn.append(time.monotonic())
         return await loading
 
     status = rollout.run(draw_and_load())
     worker._fetch = rollout.store.fetch
-    assert drawn_meanwhile[0] > 3
+    assert sum(fetched[0] < moment < fetched[1] for moment in drawn) > 3
     assert status.seconds > 2.0
-    assert status.pause_seconds < status.seconds - 2.0 + 0.1
+    assert status.pause_seconds < status.seconds - 1.9

@@ -1,0 +1,73 @@
+"""The object store: capacity by hand; with Ray, what a receiver sees when the learner that put a snapshot dies."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import ray
+
+from system.errors import ConfigError, SnapshotLostError
+from system.weights import store
+from system.weights.manifest import WeightsManifest
+from tests.weights.memory_store import MemoryStore, some_tensors
+
+GIB = 2**30
+
+
+def node(address: str, *, gib: float, is_alive: bool = True) -> dict[str, object]:
+    return {"NodeManagerAddress": address, "Alive": is_alive, "Resources": {"object_store_memory": gib * GIB}}
+
+
+def test_every_node_needs_room_for_all_snapshots() -> None:
+    nodes = [node("10.0.0.1", gib=8), node("10.0.0.2", gib=5.5), node("10.0.0.3", gib=1, is_alive=False)]
+    store.check_capacity(int(2.7 * GIB), num_snapshots=2, nodes=nodes)
+    with pytest.raises(ConfigError, match=r"node 10.0.0.2 with 5.50 GiB.*expected 6.00 GiB.*0.50 GiB more: ray start"):
+        store.check_capacity(3 * GIB, num_snapshots=2, nodes=nodes)
+
+
+class Publisher:
+    """A process that owns what it puts."""
+
+    def publish(self) -> WeightsManifest:
+        memory = MemoryStore()
+        manifest = memory.publish(some_tensors(), policy_version=1, bucket_bytes=100)
+        references = tuple(store.put(each) for each in memory.fetch(manifest.references))
+        return WeightsManifest(
+            policy_version=1,
+            architecture="test",
+            buckets=manifest.buckets,
+            digest=manifest.digest,
+            references=references,
+            canary_token_ids=(),
+            canary_logprobs=None,
+            publish_seconds=0.0,
+        )
+
+
+class Receiver:
+    """A process that is handed a manifest."""
+
+    def load(self, manifest: WeightsManifest) -> list[bytes]:
+        return [bucket.tobytes() for bucket in store.fetch(manifest.references, seconds=20.0)]
+
+
+@pytest.fixture
+def session() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.integration
+def test_buckets_arrive_and_die_with_the_process_that_put_them(session: None) -> None:
+    publisher, receiver = ray.remote(Publisher).remote(), ray.remote(Receiver).remote()
+    manifest = ray.get(publisher.publish.remote())
+    memory = MemoryStore()
+    expected = memory.publish(some_tensors(), policy_version=1, bucket_bytes=100)
+    arrived = ray.get(receiver.load.remote(manifest))
+    assert arrived == [np.asarray(each).tobytes() for each in memory.fetch(expected.references)]
+    ray.kill(publisher)
+    with pytest.raises(SnapshotLostError, match="the snapshot is lost"):
+        ray.get(receiver.load.remote(manifest))
+    with pytest.raises(SnapshotLostError):
+        list(store.fetch(manifest.references, seconds=20.0))
