@@ -14,7 +14,7 @@ An answer is compared with the reference answer, a program is run on the tests t
 | answer cannot be read as a number, as mathematics or words, or as Python | ok | 0 | unparseable |
 | answer has more characters than `ANSWER_CHECKS` allows (not even tried) | ok | 0 | answer_too_long |
 | the check exceeded its time or memory | invalid, or ok and 0: `reward.timeout_is` | | timeout, memory |
-| the check killed its process | invalid | - | crash |
+| the check killed its process | invalid; for a program ok and 0 | | crash |
 | the reference cannot be read, or is too long | invalid | - | unparseable_reference, too_long |
 
 The line between 0 and invalid: zero where the fault is the model's, since being asked for an answer that

@@ -15,8 +15,9 @@ from system.records import FinishReason, RewardStatus, TrajectoryGroup
 
 MAX_ANSWER_CHARACTERS = 2_000
 MAX_PROGRAM_CHARACTERS = 16_000
-# A program's own limit ends before the sandbox's: a slow program is wrong, a check that hangs is invalid.
-_GRACE_SECONDS = 2.0
+# A program's own limit ends long before the sandbox's, which only ends a check that hangs: while the judge waits for a
+# program that waits for a processor, it must not be taken to hang itself.
+_CHECK_OVER_PROGRAM_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +149,9 @@ class AnswerScorer:
         ]
 
     def status_of(self, status: RewardStatus, *, reason: str) -> RewardStatus:
-        """The status of a comparison's end; "ok", with the value 0, where `timeout_is` says that it is wrong."""
-        return "ok" if reason in _OUT_OF_LIMITS and self._timeout_is == "wrong" else status
+        """A check's status: "ok", with the value 0, where `timeout_is` says so, or where a program ended its judge."""
+        is_wrong = reason in _OUT_OF_LIMITS and self._timeout_is == "wrong"
+        return "ok" if is_wrong or (reason == "crash" and self._limit_argument) else status
 
     def classify(self, answers: Sequence[Answer]) -> list[ClassifiedAnswer]:
         """The class of equal answers that each is in; see `answer_classes`."""
@@ -168,7 +170,7 @@ def start_answer_sandbox(
     return Sandbox(
         check.function,
         num_processes=num_processes,
-        timeout_seconds=timeout_seconds + (_GRACE_SECONDS if check.has_time_limit else 0.0),
+        timeout_seconds=timeout_seconds * (_CHECK_OVER_PROGRAM_SECONDS if check.has_time_limit else 1.0),
         memory_limit_mib=memory_limit_mib,
     )
 

@@ -1,75 +1,216 @@
-"""Does a Python program pass its tests? Runs in a sandbox child; the program runs in an interpreter of its own.
+"""Does a Python program pass its tests? Decided here, in a sandbox child, on plain values; the program runs elsewhere.
 
 Tests are text in JSON, as the task `code` writes them:
-    {"setup": code, "asserts": code}            run behind the program, in its namespace
-    {"stdio": [[input, output], ...]}           one run each: what it prints when it reads `input`
+    {"setup": code, "after": code, "asserts": code, "names": [...]}   `names` are those of the program; `setup` runs
+                                                                      before the program and `after` behind it
+    {"stdio": [[input, output], ...]}                                 what it prints when it reads `input`, in one run
+
+    asserts, expected values          here       `f(2) == 4`: f stands for the program's f
+      | f, (2,)        ^ 4                       arguments and results travel as plain values: an object that claims to
+      v                |                         equal everything arrives as what it is, or equals nothing
+    program                           a process of its own, started without the tests, which cannot read this one
 
 Too slow, too large or broken programs are wrong and not invalid, because limits are a part of such problems.
-The program inherits the child's address space limit and may write no files.
 """
 
-import ctypes
+import ast
+import builtins
+import importlib
 import json
-import os
-import secrets
-import select
-import signal
-import subprocess
 import sys
-import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from types import CodeType
 
-from actors.sandbox import code_runner
-from actors.sandbox.code_runner import BROKEN_SETUP, FAILED_ASSERT, OUT_OF_MEMORY, RIGHT, UNPARSEABLE
+from actors.sandbox.plain_values import NotPlainError, decode, encode
+from actors.sandbox.program import ProgramEndedError, ProgramProcess
 
-MAX_OUTPUT_BYTES = 1_048_576
 _RELATIVE_TOLERANCE = 1e-6
-_RUNNER = str(Path(code_runner.__file__))
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
-_REASON_OF_EXIT = {
-    BROKEN_SETUP: "unparseable_reference",
-    FAILED_ASSERT: "wrong",
-    OUT_OF_MEMORY: "memory_limit",
-    UNPARSEABLE: "unparseable",
-    -signal.SIGXCPU: "time_limit",
-}
+
+
+class UndecidableError(Exception):
+    """The tests need what cannot be told to another process, such as a function of their own as an argument."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    reason: str  # "" when the program ran to its end
-    output: bytes
+class CodeTests:
+    setup: str
+    after: str
+    asserts: str | None
+    names: tuple[str, ...]  # of the program, which the asserts use
+    stdio: tuple[tuple[str, str], ...]
 
 
 def check_code(program: str, tests: str, time_limit_seconds: str) -> tuple[str, float, str]:
-    """Verdict on a program; `time_limit_seconds` is for all its tests together.
+    """Verdict on a program; `time_limit_seconds` of computing time are for all its tests together.
 
     Returns:
         ("ok", 1.0, "right"), or ("ok", 0.0, reason) with the reason of the first test that fails: "wrong",
         "runtime_error", "time_limit", "memory_limit", "output_limit", "unparseable"; or ("invalid", 0.0,
-        "unparseable_reference") when `tests` are none, or their setup does not run.
+        "unparseable_reference") when `tests` are none, do not run, or cannot be decided from outside.
     """
-    try:
-        reference = json.loads(tests)
-        cases = reference.get("stdio") or [["", None]]
-        setup, asserts = reference.get("setup", ""), reference.get("asserts")
-        is_usable = bool(reference.get("stdio") or asserts) and all(len(case) == 2 for case in cases)
-    except (ValueError, AttributeError, TypeError):
-        is_usable = False
-    if not is_usable:
+    reference = _read_tests(tests)
+    if reference is None:
         return "invalid", 0.0, "unparseable_reference"
-    deadline = time.monotonic() + float(time_limit_seconds)
-    for given, expected in cases:
-        run = _run(program, setup=setup, asserts=asserts, given=given, deadline=deadline)
-        if run.reason:
-            return ("invalid" if run.reason == "unparseable_reference" else "ok"), 0.0, run.reason
-        if expected is not None and not is_same_output(run.output.decode("utf-8", errors="replace"), expected):
-            return "ok", 0.0, "wrong"
-    return "ok", 1.0, "right"
+    seconds = float(time_limit_seconds)
+    try:
+        if reference.asserts is not None:
+            is_right = _holds(program, reference, asserts=reference.asserts, seconds=seconds)
+        else:
+            is_right = _prints(program, reference, seconds=seconds)
+    except ProgramEndedError as end:
+        reason = str(end.args[0])
+        return ("invalid" if reason == "unparseable_reference" else "ok"), 0.0, reason
+    except UndecidableError:
+        return "invalid", 0.0, "unparseable_reference"
+    return ("ok", 1.0, "right") if is_right else ("ok", 0.0, "wrong")
+
+
+def _read_tests(text: str) -> CodeTests | None:
+    try:
+        fields = json.loads(text)
+        asserts = fields.get("asserts")
+        tests = CodeTests(
+            setup=str(fields.get("setup", "")),
+            after=str(fields.get("after", "")),
+            asserts=None if not asserts else str(asserts),
+            names=tuple(map(str, fields.get("names", ()))),
+            stdio=tuple((str(given), str(expected)) for given, expected in fields.get("stdio", ())),
+        )
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return tests if tests.asserts or tests.stdio else None
+
+
+def _prints(program: str, tests: CodeTests, *, seconds: float) -> bool:
+    for given, expected in tests.stdio:
+        if seconds <= 0:
+            raise ProgramEndedError("time_limit")
+        with ProgramProcess(
+            program, setup=tests.setup, after="", seconds=seconds, is_served=False, given=given
+        ) as process:
+            output = process.run()
+            seconds -= process.end()
+        if not is_same_output(output.decode("utf-8", errors="replace"), expected):
+            return False
+    return True
+
+
+def _holds(program: str, tests: CodeTests, *, asserts: str, seconds: float) -> bool:
+    """Whether the asserts, which are data of the task and run here, hold for what the program's functions give."""
+    code, names = _compiled(asserts, setup=tests.setup)
+    with ProgramProcess(program, setup=tests.setup, after=tests.after, seconds=seconds, is_served=True) as process:
+        remote = _Remote(process)
+        remote.start()
+        try:
+            for name in tests.names or _free_names(asserts, known=names):
+                names[name] = remote.ask({"get": name})
+            exec(code, names)
+        except AssertionError:
+            return False
+        except (ProgramEndedError, UndecidableError):
+            raise
+        # What the program raised, or what the asserts raise on what it gave.
+        except Exception as error:
+            raise ProgramEndedError("runtime_error") from error
+        if process.end() > seconds:
+            raise ProgramEndedError("time_limit")
+    return True
+
+
+def _compiled(asserts: str, *, setup: str) -> tuple[CodeType, dict[str, object]]:
+    """The asserts, and the names that they find beside the program's. Raises ProgramEndedError for broken data."""
+    names: dict[str, object] = {"__name__": "tests"}
+    try:
+        code = compile(asserts, "tests", "exec")
+        exec(setup, names)
+    # Data of the task that does not run says nothing about the program.
+    except Exception as error:
+        raise ProgramEndedError("unparseable_reference") from error
+    for module in _free_names(asserts, known=names):
+        if module in sys.stdlib_module_names:
+            names[module] = importlib.import_module(module)
+    return code, names
+
+
+def _free_names(code: str, *, known: dict[str, object]) -> Iterator[str]:
+    """Names that the code reads and nobody here defines: they are the program's."""
+    tree = ast.walk(ast.parse(code))
+    used = [node for node in tree if isinstance(node, ast.Name)]
+    defined = {node.id for node in used if isinstance(node.ctx, ast.Store)} | set(known) | set(dir(builtins))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).partition(".")[0])
+    yield from dict.fromkeys(node.id for node in used if node.id not in defined)
+
+
+class _Remote:
+    """The program's functions and objects, as the asserts see them."""
+
+    def __init__(self, process: ProgramProcess) -> None:
+        self._process = process
+
+    def start(self) -> None:
+        self._process.ask(None)
+
+    def ask(self, request: dict[str, object]) -> object:
+        """The plain value, or a `RemoteObject`. Raises what the program raised, as far as Python has it."""
+        kind, content = self._process.ask(request)
+        if kind == "raised":
+            error = getattr(builtins, str(content), None)
+            if isinstance(error, type) and issubclass(error, Exception):
+                raise error("raised by the program")
+            raise ProgramEndedError("runtime_error")
+        try:
+            return decode(content, resolve=lambda number: RemoteObject(self, number))
+        except NotPlainError as error:
+            raise ProgramEndedError("runtime_error") from error
+
+    def call(self, number: int, arguments: tuple[object, ...], named: dict[str, object]) -> object:
+        try:
+            sent = {"arguments": encode(list(arguments), refer=_number_of), "names": encode(named, refer=_number_of)}
+        except NotPlainError as error:
+            raise UndecidableError from error
+        return self.ask({"call": number, **sent})
+
+
+class RemoteObject:
+    """Something of the program that is no plain value: it can be called, listed and handed back, and equals nothing."""
+
+    __slots__ = ("_remote", "number")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, remote: _Remote, number: int) -> None:
+        self._remote = remote
+        self.number = number
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        return self._remote.call(self.number, arguments, named)
+
+    def __iter__(self) -> Iterator[object]:
+        items = self._remote.ask({"list": self.number})
+        if not isinstance(items, list):
+            raise ProgramEndedError("runtime_error")
+        return iter(items)
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        raise ProgramEndedError("wrong")
+
+    def __bool__(self) -> bool:
+        raise ProgramEndedError("wrong")
+
+
+def _number_of(value: object) -> int:
+    if type(value) is RemoteObject:
+        return value.number
+    raise NotPlainError(type(value).__name__)
 
 
 def is_same_output(given: str, expected: str) -> bool:
@@ -88,105 +229,3 @@ def _is_same_word(given: str, expected: str) -> bool:
     except ValueError:
         return False
     return abs(number - reference) <= _RELATIVE_TOLERANCE * max(1.0, abs(reference))
-
-
-def _run(program: str, *, setup: str, asserts: str | None, given: str, deadline: float) -> _Run:
-    """One run in a fresh interpreter, over by `deadline`; nothing of it is left behind."""
-    nonce = secrets.token_hex(16)
-    request = json.dumps({"program": program, "setup": setup, "asserts": asserts, "nonce": nonce}).encode("ascii")
-    with ExitStack() as pipes:
-        request_reader, request_writer = (pipes.enter_context(end) for end in _open_pipe())
-        answer_reader, answer_writer = (pipes.enter_context(end) for end in _open_pipe())
-        process = subprocess.Popen(
-            # -I: no environment, no user site; third-party packages of the environment stay importable
-            (sys.executable, "-I", "-B", _RUNNER, str(request_reader.fileno()), str(answer_writer.fileno())),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            pass_fds=(request_reader.fileno(), answer_writer.fileno()),
-            cwd="/",
-            env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # safe here: a sandbox child has one thread
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        pipes.callback(_end, process)
-        request_reader.close()
-        answer_writer.close()
-        unsent = {request_writer: memoryview(request), process.stdin: memoryview(given.encode("utf-8"))}
-        output, is_over = _talk(unsent, output_pipe=process.stdout, deadline=deadline)
-        reason = _failure(process, is_over=is_over, deadline=deadline)
-        if len(output) > MAX_OUTPUT_BYTES:
-            reason = "output_limit"
-        elif not reason and answer_reader.read(64).decode("ascii", errors="replace") != nonce:
-            reason = "runtime_error"  # it left before its end
-    return _Run(reason=reason, output=output)
-
-
-def _open_pipe() -> tuple[IO[bytes], IO[bytes]]:
-    reader, writer = os.pipe()
-    return os.fdopen(reader, "rb", buffering=0), os.fdopen(writer, "wb", buffering=0)
-
-
-def _talk(unsent: dict[IO[bytes], memoryview], *, output_pipe: IO[bytes], deadline: float) -> tuple[bytes, bool]:
-    """Feed the pipes of `unsent`, collect the output; false when the deadline or the output limit came first."""
-    poller, output = select.poll(), bytearray()
-    poller.register(output_pipe, select.POLLIN)
-    pipe_of = {pipe.fileno(): pipe for pipe in unsent}
-    for descriptor in pipe_of:
-        os.set_blocking(descriptor, False)
-        poller.register(descriptor, select.POLLOUT)
-    while len(output) <= MAX_OUTPUT_BYTES:
-        seconds_left = deadline - time.monotonic()
-        if seconds_left <= 0:
-            break
-        for descriptor, _ in poller.poll(seconds_left * 1000 + 1):
-            if descriptor == output_pipe.fileno():
-                data = os.read(descriptor, 65_536)
-                if not data:
-                    return bytes(output), True
-                output += data
-                continue
-            pipe = pipe_of[descriptor]
-            unsent[pipe] = _send(descriptor, unsent[pipe])
-            if not unsent[pipe]:
-                poller.unregister(descriptor)
-                pipe.close()
-    return bytes(output), False
-
-
-def _send(descriptor: int, data: memoryview) -> memoryview:
-    """What could not be written yet; nothing when the reader is gone."""
-    try:
-        return data[os.write(descriptor, data) :] if data else data
-    except BlockingIOError:
-        return data
-    except BrokenPipeError:
-        return data[:0]
-
-
-def _failure(process: "subprocess.Popen[bytes]", *, is_over: bool, deadline: float) -> str:
-    """Why a run failed; "" when it did not. A program may have closed its output and still run."""
-    if not is_over:
-        return "time_limit"
-    try:
-        code = process.wait(timeout=max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return "time_limit"
-    return "" if code == RIGHT else _REASON_OF_EXIT.get(code, "runtime_error")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the program with all that it started in its session, and reap it."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        assert pipe is not None
-        pipe.close()
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

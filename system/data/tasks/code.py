@@ -11,9 +11,10 @@ Tests of a contest are `{"input": [...], "output": [...]}` or a list of `{"input
 read files, talk to a judge, or accept several answers (a checker belongs to them) are left out.
 """
 
+import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from system.data.tasks.rows import Row, text_field
 from system.data.tasks.text_task import ParsedRow, TextTask
@@ -71,10 +72,11 @@ def _parse_mbpp(row: Row) -> ParsedRow | None:
     tests = row["test_list"]
     if question is None or not isinstance(tests, list) or not all(isinstance(test, str) for test in tests) or not tests:
         return None
+    asserts, after = "\n".join(tests), _code_field(row, "test_setup_code")
     return ParsedRow(
-        question=f"{question}\nThe program must satisfy these tests:\n\n" + "\n".join(tests),
+        question=f"{question}\nThe program must satisfy these tests:\n\n{asserts}",
         solution=_block(program),
-        reference_answer=_asserts("\n".join(tests), setup=_code_field(row, "test_setup_code")),
+        reference_answer=_asserts(asserts, after=after, names=_names_of(program, after=after, used_by=asserts)),
     )
 
 
@@ -86,7 +88,7 @@ def _parse_human_eval(row: Row) -> ParsedRow | None:
         question=f"Complete this function; repeat it as a whole, with its imports.\n\n{_block(prompt.rstrip())}",
         solution=_block(prompt + _code_field(row, "canonical_solution")),
         # the prompt runs first: its imports and helpers are known to a program that does not repeat them
-        reference_answer=_asserts(f"{tests}\ncheck({name})\n", setup=prompt),
+        reference_answer=_asserts(f"{tests}\ncheck({name})\n", setup=prompt, names=[name]),
     )
 
 
@@ -137,8 +139,31 @@ def _code_field(row: Row, name: str) -> str:
     return value.replace("\r\n", "\n") if isinstance(value, str) else ""
 
 
-def _asserts(code: str, *, setup: str) -> str:
-    return json.dumps({"setup": setup, "asserts": code})
+def _asserts(code: str, *, names: Sequence[str], setup: str = "", after: str = "") -> str:
+    return json.dumps({"setup": setup, "after": after, "asserts": code, "names": list(names)})
+
+
+def _names_of(program: str, *, after: str, used_by: str) -> list[str]:
+    """What the asserts use of the program and of the code behind it; the asserts themselves never meet the program.
+
+    Empty where the program cannot be read: then it is every name that nobody else defines.
+    """
+    try:
+        defined = {
+            name
+            for node in ast.parse(program + "\n" + after).body
+            for name in (
+                [node.name]
+                if isinstance(node, ast.FunctionDef | ast.ClassDef)
+                else [
+                    part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+                ]
+            )
+        }
+        used = {node.id for node in ast.walk(ast.parse(used_by)) if isinstance(node, ast.Name)}
+    except (SyntaxError, ValueError):
+        return []
+    return sorted(defined & used)
 
 
 def _block(code: str) -> str:

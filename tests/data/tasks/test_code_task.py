@@ -45,8 +45,10 @@ def test_mbpp_row(tmp_path: Path) -> None:
     assert problem.question.startswith("Square it.")
     assert problem.question.endswith("assert f(2) == 4\nassert f(3) == 9")
     assert json.loads(problem.reference_answer) == {
-        "setup": "import math",
+        "setup": "",
+        "after": "import math",
         "asserts": "assert f(2) == 4\nassert f(3) == 9",
+        "names": ["f"],
     }
     assert CodeTask().extract_answer(problem.solution) == "def f(x):\n  return x * x"
 
