@@ -47,6 +47,7 @@ RESUMABLE_KEYS = (
     "learner.cpus_per_rank",
     "learner.start_timeout_seconds",
     "learner.step_timeout_seconds",
+    "learner.max_skipped_steps",
     "weight_sync.bucket_mib",
     "weight_sync.timeout_seconds",
     "checkpoint.",

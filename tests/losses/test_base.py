@@ -1,6 +1,8 @@
 """What all losses share: shapes are checked, and a loss is built from its name and options."""
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +69,15 @@ def test_a_user_s_own_loss_is_built_from_its_import_path() -> None:
     assert make_loss(LossConfig(name=f"{__name__}:Reinforce"))(inputs).loss.tolist() == [3.0]
     assert make_loss(LossConfig(name=f"{__name__}:Scaled"))(inputs).loss.tolist() == [6.0]
     assert make_loss(LossConfig(name=f"{__name__}:Scaled", options={"factor": 0.5}))(inputs).loss.tolist() == [1.5]
+
+
+def test_the_documented_loss_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "my_losses.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    loss = make_loss(LossConfig(name="my_losses:Reinforce"))
+    assert loss(inputs_of([1.0], [3.0])).loss.tolist() == [3.0]
 
 
 @pytest.mark.parametrize(
