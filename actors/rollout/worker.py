@@ -43,9 +43,10 @@ class RolloutWorker:
         trust_remote_code: bool,
         run_seed: int,
         name: str = "rollout-0",
+        rollouter: Rollouter | None = None,
         fetch: Callable[..., store.Buckets] = store.fetch,
     ) -> None:
-        """`fetch(references, seconds=)` gives the buckets of a snapshot."""
+        """`rollouter` None: one turn. `fetch(references, seconds=)` gives the buckets of a snapshot."""
         self.name = name
         self.num_ranks = config.tensor_parallel_size
         self.num_in_flight = 0  # groups
@@ -55,7 +56,7 @@ class RolloutWorker:
         self._max_prompt_tokens = config.max_prompt_tokens
         self._max_completion_tokens = config.max_completion_tokens
         self._engine: VLLMEngine | None = None
-        self._rollouter: Rollouter = SingleTurnRollouter()
+        self._rollouter = rollouter or SingleTurnRollouter()
         self._settings = EngineSettings(
             model_path=str(model_folder(model_path) or model_path),
             revision=revision,

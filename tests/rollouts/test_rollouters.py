@@ -9,6 +9,7 @@ import pytest
 from system.records import Prompt, Sampling, Trajectory
 from system.rollouts.rollouter import SampledTokens, TrajectoryBuilder, group_seed
 from system.rollouts.single_turn import SingleTurnRollouter
+from tests.rollouts.checked_once import CheckedOnce
 from tests.trajectories import LetterTokenizer, two_turns
 
 PROMPT = Prompt(
@@ -59,6 +60,18 @@ def test_a_single_turn_is_the_prompt_and_then_what_was_sampled() -> None:
 def test_a_greedy_answer_is_drawn_once_and_stands_in_every_trajectory() -> None:
     greedy = generate(FakeEngine(), replace(SAMPLING, temperature=0.0))
     assert [(each.index, each.token_ids.tolist()) for each in greedy] == [(n, [3, 4, 5, 0]) for n in range(3)]
+
+
+def test_an_environment_speaks_between_turns() -> None:
+    engine = FakeEngine()
+    rollouter = CheckedOnce(words=(8, 9))
+    last = asyncio.run(rollouter.generate(PROMPT, group_id=5, sampling=SAMPLING, engine=engine))[2]
+    # the fake continues [.., y] by y + 1 and 0; the second turn reads the first and the words as they stand
+    assert last.token_ids.tolist() == [3, 4, 5, 0, 8, 9, 10, 0]
+    assert last.turns == [(2, 4), (6, 8)]
+    first_seed = group_seed(11, group_id=5)
+    assert sorted(seed for _, seed in engine.calls) == [first_seed + number for number in range(6)]
+    assert (last.text, last.sampled_policy_versions.tolist()) == ("fa\nka", [7, 8, 7, 8])
 
 
 def test_turns_of_policy_and_environment_are_kept_apart() -> None:

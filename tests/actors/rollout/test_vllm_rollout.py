@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from actors.rollout.worker import RolloutWorker
 from system.errors import EngineFailedError
+from system.records import Trajectory
 from tests.actors.rollout.engines import (
     CANARY,
     OTHER_PROMPT,
@@ -23,6 +24,7 @@ from tests.actors.rollout.engines import (
     bits,
     largest_error,
 )
+from tests.rollouts.checked_once import CheckedOnce
 from tests.tiny_policies import (
     END,
     NUM_TOKENIZER_ENTRIES,
@@ -56,6 +58,29 @@ def test_a_group_is_complete_and_describes_itself(rollout: Rollout) -> None:
     assert {one.finish_reason for one in group.trajectories} == {"stop", "length"}
     assert len(set(bits(group))) == 8
     assert worker.num_in_flight == 0
+
+
+def test_two_turns_are_drawn_from_what_stands_before_them(rollout: Rollout) -> None:
+    worker = rollout.worker("tied")
+    model = rollout.base_model("tied")
+    rollout.run(rollout.publish(model, "tied", policy_version=8))
+    words = (70, 71, 72)
+    rollouter = CheckedOnce(words)
+
+    async def two_turns() -> tuple[Trajectory, ...]:
+        engine = worker._running_engine()
+        return await rollouter.generate(PROMPT, group_id=3, sampling=SAMPLING, engine=engine)
+
+    trajectories = rollout.run(two_turns())
+    assert len({one.token_ids.tobytes() for one in trajectories}) == SAMPLING.num_completions
+    for one in trajectories:
+        (_, first_end), (second_start, second_end) = one.turns
+        assert one.token_ids[first_end:second_start].tolist() == list(words)
+        assert second_end == len(one.token_ids)
+        assert set(one.sampled_policy_versions.tolist()) == {8}
+        assert largest_error(model, one, temperature=SAMPLING.temperature) < 1e-4
+    again = rollout.run(two_turns())
+    assert [one.token_ids.tolist() for one in again] == [one.token_ids.tolist() for one in trajectories]
 
 
 def test_greedy_completions_are_the_most_likely_tokens(rollout: Rollout) -> None:
