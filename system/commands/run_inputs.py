@@ -30,6 +30,7 @@ class RunInputs:
     task: Task
     training_prompts: PromptSource
     held_out_prompts: Sequence[Prompt]
+    num_known_tokens: int  # entries of the tokenizer
     canary_token_ids: Sequence[int]  # whose log-probabilities prove that weights arrived
 
 
@@ -47,6 +48,7 @@ def read_inputs(config: Config, *, cursor: PromptCursor | None) -> RunInputs:
             cursor=PromptCursor() if cursor is None else cursor,
         ),
         held_out_prompts=held_out_prompts(config, task=task, tokenizer=tokenizer),
+        num_known_tokens=len(tokenizer),  # type: ignore[arg-type]  # every transformers tokenizer has a length
         canary_token_ids=canary_token_ids(task, tokenizer=tokenizer),
     )
 

@@ -151,6 +151,7 @@ async def _train(
                 display=display,
                 completions_per_table=config.tracker.completions_per_table,
                 session_start=session_start,
+                num_known_tokens=inputs.num_known_tokens,
             )
             outcome, ledger = await _train_with_actors(
                 config,

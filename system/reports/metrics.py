@@ -15,6 +15,9 @@ def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[Met
     )
 
 
+UNKNOWN_TOKENS = "completion/unknown_tokens_fraction"
+
+
 PROGRESS_METRICS = (
     MetricDefinition(name="progress/policy_version", description="Optimizer steps done.", reduction="last"),
     MetricDefinition(
@@ -40,6 +43,7 @@ REWARD_METRICS = (
             "completion/truncated_fraction": "Completions cut at max_completion_tokens.",
             "completion/distinct_2": "Distinct 2-grams over all 2-grams of the update's completions.",
             "completion/repetition_4": "4-grams of a completion that occurred earlier in it, mean over completions.",
+            UNKNOWN_TOKENS: "Sampled ids that the tokenizer does not know, over all sampled tokens.",
             "completion/reflection_words_mean": "Words that announce a second thought, per completion.",
         },
     ),

@@ -14,9 +14,10 @@ from system.records import Prompt, Sampling, ScoredGroup
 from system.reports.display import Display
 from system.reports.heat_maps import draw_heat_maps
 from system.reports.metric_history import read_history
-from system.reports.metrics import START_PHASE
+from system.reports.metrics import START_PHASE, UNKNOWN_TOKENS
 from system.reports.pass_at_k_figure import draw_pass_at_k
 from system.reports.recorder import Recorder
+from system.reports.step_metrics import add_unknown_tokens
 from system.reports.tracker import Tracker, sample_completions
 from system.runtime.evaluator import EvaluationResult
 
@@ -34,8 +35,9 @@ class Reporter:
         display: Display,
         completions_per_table: int,
         session_start: float,
+        num_known_tokens: int,
     ) -> None:
-        """`session_start`: time.perf_counter() when the command began."""
+        """`num_known_tokens`: entries of the tokenizer. `session_start`: time.perf_counter() when the command began."""
         self._run_folder = run_folder
         self._status_path = run_folder / "status.json"
         self._policy_version = 0
@@ -46,6 +48,8 @@ class Reporter:
         self._display = display
         self._completions_per_table = completions_per_table
         self._session_start = session_start
+        self._num_known_tokens = num_known_tokens
+        self._has_warned_of_unknown_tokens = False
         self._start_seconds: float | None = None  # of this session, until a line has them
         self._undrawn: tuple[int, HeatMapFigure, Sequence[HeatMap]] | None = None
 
@@ -69,7 +73,9 @@ class Reporter:
         if self._start_seconds is not None:
             metrics.add(f"time/{START_PHASE}_seconds", self._start_seconds)
             self._start_seconds = None
+        add_unknown_tokens(metrics, groups, num_known_tokens=self._num_known_tokens)
         values = metrics.reduce()
+        self._warn_of_unknown_tokens(values.get(UNKNOWN_TOKENS, 0.0))
         self._policy_version = policy_version
         self._tracker.log(values, policy_version=policy_version)
         if any(name.startswith("eval/pass_at_") for name in values):
@@ -102,6 +108,12 @@ class Reporter:
         path = self._run_folder / "pass_at_k.png"
         if draw_pass_at_k(read_history(self._run_folder / "metrics.jsonl"), path=path, title=self._run_folder.name):
             self._tracker.log_image("eval/pass_at_k", path=path, policy_version=policy_version)
+
+    def _warn_of_unknown_tokens(self, share: float) -> None:
+        if share > 0.0 and not self._has_warned_of_unknown_tokens:
+            self._has_warned_of_unknown_tokens = True
+            text = f"{share:.2%} of the sampled ids are {self._num_known_tokens} or more, which the tokenizer lacks"
+            self.alert("Tokens without text", text=text)
 
     def alert(self, title: str, *, text: str) -> None:
         """Somebody should look at the run now: terminal and W&B."""

@@ -11,6 +11,7 @@ from system.data.samples import staleness
 from system.metrics import MetricSet
 from system.numerics.text_statistics import count_reflection_words, distinct_n, repetition_n
 from system.records import ScoredGroup, TrainingBatch
+from system.reports.metrics import UNKNOWN_TOKENS
 from system.runtime.group_scoring import scored_by
 
 
@@ -63,6 +64,15 @@ def _add_trajectory_metrics(metrics: MetricSet, scored: ScoredGroup, *, credit: 
                     if num_tokens:
                         kind = "right" if term.value == 1.0 else "wrong"
                         metrics.add(f"advantage/{kind}_mean", float(advantage[trajectory.is_sampled].mean()))
+
+
+def add_unknown_tokens(metrics: MetricSet, groups: Sequence[ScoredGroup], *, num_known_tokens: int) -> None:
+    """The share of sampled ids that the tokenizer, with `num_known_tokens` entries, has no text for."""
+    for scored in groups:
+        for trajectory in scored.group.trajectories:
+            if trajectory.num_sampled:
+                is_unknown = trajectory.sampled_token_ids >= num_known_tokens
+                metrics.add(UNKNOWN_TOKENS, float(is_unknown.mean()), weight=trajectory.num_sampled)
 
 
 def add_batch_metrics(metrics: MetricSet, batch: TrainingBatch, *, num_groups: int) -> None:
