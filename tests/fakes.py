@@ -31,6 +31,7 @@ class FakeActor:
     is_hung: bool = False
     start_error: BaseException | None = None
     was_shut_down: bool = False
+    poll_seconds: float = 0.001
     calls: list[str] = field(default_factory=list)
 
     def __getattr__(self, method: str) -> Remote:
@@ -52,7 +53,7 @@ class FakeActor:
 
     async def _wait_while_hung(self) -> None:
         while self.is_hung and not self.is_dead:
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(self.poll_seconds)
 
     async def on_start(self) -> int:
         if self.start_error is not None:

@@ -36,7 +36,7 @@ from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.learner_group import LearnerGroup
-from system.runtime.ledger import Ledger
+from system.runtime.ledger import LedgerTotals
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
 from system.runtime.session import run_on_ray
@@ -175,7 +175,7 @@ async def _train_with_actors(
     algorithm: Algorithm,
     reporter: Reporter,
     elapsed_seconds: Callable[[], float],
-) -> tuple[Outcome, Ledger]:
+) -> tuple[Outcome, LedgerTotals]:
     """Create all actors, run the controller, and take the actors down again however it ends."""
     placement = Placement(config=config)
     learner_group = LearnerGroup(
@@ -201,8 +201,8 @@ async def _train_with_actors(
         )
         outcome = await controller.run()
         reporter.draw_newest_heat_maps()
-        parts.ledger.drop_in_flight(reason="run_ended")
-        return outcome, parts.ledger
+        parts.buffer.drop_all(reason="run_ended")
+        return outcome, parts.buffer.totals()
     finally:
         reporter.enter_phase("shutdown")
         await asyncio.gather(
@@ -228,7 +228,6 @@ def _connect(
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
     resumed = folder.resumed
-    ledger = Ledger.restore(resumed.ledger) if resumed else Ledger()
     return Parts(
         algorithm=algorithm,
         learner_group=learner_group,
@@ -241,13 +240,13 @@ def _connect(
             config=config.weight_sync,
         ),
         buffer=GroupBuffer(
-            ledger,
             prompts_per_step=config.batch.prompts_per_step,
             max_staleness=config.controller.max_staleness,
             published_version=resumed.policy_version if resumed else 0,
             num_updates=config.run.num_updates,
+            restored=resumed.ledger if resumed else None,
+            outstanding=resumed.outstanding if resumed else None,
         ),
-        ledger=ledger,
         prompt_source=inputs.training_prompts,
         evaluator=make_evaluator(config, prompts=inputs.held_out_prompts, pools=pools),
         checkpoints=folder.checkpoints,
@@ -266,8 +265,8 @@ def make_evaluator(config: Config, *, prompts: Sequence[Prompt], pools: Pools) -
     )
 
 
-def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: Ledger, seconds: float) -> None:
-    print(write_summary(folder.path, outcome=outcome, ledger=ledger.totals(), seconds=seconds))
+def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: LedgerTotals, seconds: float) -> None:
+    print(write_summary(folder.path, outcome=outcome, ledger=ledger, seconds=seconds))
 
 
 def _how_to_continue(folder: RunFolder, *, stopped_by: signal.Signals) -> str:

@@ -50,6 +50,7 @@ RESUMABLE_KEYS = (
     "learner.max_skipped_steps",
     "weight_sync.bucket_mib",
     "weight_sync.timeout_seconds",
+    "controller.max_dropped_in_a_row",
     "checkpoint.",
     "evaluation.",
     "tracker.",

@@ -258,6 +258,11 @@ class WeightSyncConfig:
 @dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
     max_staleness: int = key("Policy versions a sample may be behind when trained on; 0 = synchronous.", 0, minimum=0)
+    max_dropped_in_a_row: int = key(
+        "The run ends, with the reason that prevails, when so many groups in a row gave nothing to train on.",
+        256,
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

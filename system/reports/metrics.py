@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from system.metrics import MetricDefinition, Reduction
 
 START_PHASE = "start"  # from the command to the first weight sync
-PHASES = ("rollout", "score", "batch", "train", "weight_sync", "evaluate", "checkpoint")
+PHASES = ("rollout", "rescore", "batch", "train", "weight_sync", "evaluate", "checkpoint")
 
 
 def _defined(reduction: Reduction, descriptions: Mapping[str, str]) -> tuple[MetricDefinition, ...]:
@@ -146,10 +146,12 @@ RUNTIME_METRICS = (
             reduction="last",
             depends_on_timing=True,
         )
-        for state in ("leased", "generated", "ready", "outstanding")
+        for state in ("leased", "generating", "scoring", "ready", "training", "outstanding")
     ),
     *(
-        MetricDefinition(name=f"time/{phase}_seconds", description=f"Time in phase {phase}.", reduction="sum")
+        MetricDefinition(
+            name=f"time/{phase}_seconds", description=f"Time that the update waited for {phase}.", reduction="sum"
+        )
         for phase in (START_PHASE, *PHASES)
     ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),

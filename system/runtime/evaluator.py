@@ -95,7 +95,7 @@ class Evaluator:
             self._answer_all(prompts, temperature=0.0, num_completions=1),
             self._answer_all(prompts, temperature=config.temperature, num_completions=num_completions),
         )
-        return summarise(greedy, sampled, policy_version=policy_version)
+        return await asyncio.to_thread(summarise, greedy, sampled, policy_version=policy_version)
 
     async def _answer_all(
         self, prompts: Sequence[Prompt], *, temperature: float, num_completions: int

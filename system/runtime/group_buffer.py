@@ -1,20 +1,20 @@
-"""The buffer between the rollout loops and the batch loop; it alone decides how far rollouts may run ahead.
+"""The one owner of every group, from its lease to its end; it alone decides how far rollouts may run ahead.
 
-    prompt_loop   wait_for_slot ─> lease ─┐
-    rollout_loop                          └> generate, score ─> put ─┐        (or drop: frees the slot)
-    batch_loop                                    next_batch  <──────┘ ─> train ─> mark_trained ─> version_published
+    lease ──> leased ──start_generating──> generating ──start_scoring──> scoring ──put──> ready ──next_batch──> training
+                                            └─ generate_again ─┘                                                   │
+    any of them ──drop(reason)──> dropped                                        trained <──────mark_trained───────┘
 
-| loop        | waits for                                   | who wakes it                                     |
-|-------------|---------------------------------------------|--------------------------------------------------|
-| prompt_loop | `wait_for_slot`: the next step is in reach  | `version_published`, `drop`, a stale group's drop |
-| batch_loop  | `next_batch`: prompts_per_step fresh groups | `put`, `drop`                                    |
-| both        |                                             | `close`, with BufferClosedError                  |
+| loop         | waits for                                     | who wakes it                                       |
+|--------------|-----------------------------------------------|----------------------------------------------------|
+| prompt_loop  | `lease`: the next step is in reach            | `version_published`, `drop`, a stale group's drop  |
+| prepare_loop | `next_batch`: prompts_per_step fresh groups   | `put`, `drop`                                      |
+| both         |                                               | `close`, with BufferClosedError                    |
 
-A slot belongs to step `first + (trained + outstanding) // prompts_per_step`, where outstanding groups are leased,
-buffered or in a batch that is not trained yet. It is granted when that step is at most `max_staleness` versions
-ahead of the published one. With `max_staleness=0` the groups of step s are leased only once version s is
-published, which makes the same code synchronous. Nobody can wait for ever on a healthy run: the current step
-always has prompts_per_step slots, and a group that ends without training gives its slot back.
+A slot belongs to step `first + (trained + outstanding) // prompts_per_step`, where outstanding groups are those in any
+of the five states. It is granted when that step is at most `max_staleness` versions ahead of the published one. With
+`max_staleness=0` the groups of step s are leased only once version s is published, which makes the same code
+synchronous. Nobody can wait for ever on a healthy run: the current step always has prompts_per_step slots, and a group
+that ends without training gives its slot back.
 
 A batch takes the groups that were leased first, and does not leave so many behind that a later batch would find one
 of them stale: it waits for slow ones. Otherwise quick groups would overtake them, and long completions would be
@@ -23,14 +23,33 @@ is published, at most prompts_per_step slots for each step up to v + max_stalene
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from system.records import ScoredGroup
-from system.runtime.ledger import Ledger
+from system.records import Prompt, ScoredGroup
+from system.runtime.ledger import Ledger, LedgerState, LedgerTotals
+
+GroupState = Literal["leased", "generating", "scoring", "ready", "training"]
 
 
 class BufferClosedError(asyncio.CancelledError):
     """The buffer was closed while waiting. A cancellation, so that a loop may simply end by it."""
+
+
+class GroupStateError(RuntimeError):
+    """A transition that no correct controller makes; names the group, its state and what was attempted."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class GroupRecord:
+    """Where one group is. `scored` is there from ready on."""
+
+    group_id: int
+    prompt: Prompt
+    leased_at: int  # published policy version at the lease: none of its tokens is older
+    state: GroupState = "leased"
+    scored: ScoredGroup | None = None
 
 
 def min_policy_version(group: ScoredGroup) -> int:
@@ -39,22 +58,29 @@ def min_policy_version(group: ScoredGroup) -> int:
 
 
 class GroupBuffer:
-    """Hands out slots and batches; runs in one event loop and needs no lock. Every change goes to the ledger."""
+    """Holds the record of every group in flight; runs in one event loop and needs no lock."""
 
     def __init__(
         self,
-        ledger: Ledger,
         *,
         prompts_per_step: int,
         max_staleness: int,
         published_version: int = 0,
         num_updates: int | None = None,
+        restored: LedgerState | None = None,
+        outstanding: Mapping[int, Prompt] | None = None,
     ) -> None:
-        """Groups in flight in a restored ledger already hold slots: generate them without leasing.
+        """`outstanding` groups of a checkpoint hold slots already: generate them without leasing.
 
         `num_updates` ends the run: no slot is granted for a step that would not be trained (None: no end).
         """
-        self._ledger = ledger
+        self._ledger = Ledger.restore(restored) if restored else Ledger()
+        self._last_group_id = restored["last_group_id"] if restored else -1
+        # by ascending group_id and leased_at, because both only grow
+        self._groups = {
+            group_id: GroupRecord(group_id=group_id, prompt=prompt, leased_at=published_version)
+            for group_id, prompt in sorted((outstanding or {}).items())
+        }
         self._prompts_per_step = prompts_per_step
         self._max_staleness = max_staleness
         self._num_updates = num_updates
@@ -62,11 +88,6 @@ class GroupBuffer:
         self._published_version = published_version
         self._next_batch_version = published_version
         self._num_trained = 0  # since this object was made: a resumed run may use another prompts_per_step
-        self._num_reserved = 0  # granted slots that are not leased yet
-        self._ready: dict[int, ScoredGroup] = {}
-        # group_id of an outstanding group -> published version when it was leased: none of its tokens is older.
-        # By ascending group_id and version, because both only grow.
-        self._leased_at = dict.fromkeys(sorted(ledger.in_flight_group_ids()), published_version)
         self._is_closed = False
         self._changed = asyncio.Event()
 
@@ -75,48 +96,67 @@ class GroupBuffer:
         return self._published_version
 
     @property
-    def num_ready(self) -> int:
-        """Scored groups that wait for a batch."""
-        return len(self._ready)
+    def next_batch_version(self) -> int:
+        """The policy version that the next batch will train."""
+        return self._next_batch_version
 
     @property
     def num_outstanding(self) -> int:
-        """Slots in use: reserved, leased, buffered, or in a batch that is not trained yet."""
-        return self._ledger.num_in_flight + self._num_reserved
+        """Slots in use."""
+        return len(self._groups)
 
-    async def wait_for_slot(self) -> None:
-        """Waits until one more group may be generated and reserves its slot; `lease` or `release_slot` follows.
+    def num_in_state(self, state: GroupState) -> int:
+        return sum(1 for record in self._groups.values() if record.state == state)
 
-        Raises BufferClosedError after `close`.
-        """
+    def totals(self) -> LedgerTotals:
+        """Groups since the start of the run; what it counts must balance with the records that are held."""
+        return self._ledger.totals(in_flight=len(self._groups))
+
+    def outstanding(self) -> dict[int, Prompt]:
+        """Groups that were leased and are neither trained nor dropped, for a checkpoint or to be generated again."""
+        return {group_id: record.prompt for group_id, record in self._groups.items()}
+
+    def state(self) -> LedgerState:
+        """JSON for a checkpoint."""
+        return self._ledger.state(in_flight=list(self._groups), last_group_id=self._last_group_id)
+
+    async def lease(self, next_prompt: Callable[[], Prompt]) -> GroupRecord:
+        """Waits until one more group may be generated; the record of that group. Raises BufferClosedError."""
         await self._wait_until(lambda: self._num_free_slots() > 0)
-        self._num_reserved += 1
+        self._last_group_id += 1
+        record = GroupRecord(group_id=self._last_group_id, prompt=next_prompt(), leased_at=self._published_version)
+        self._groups[record.group_id] = record
+        self._ledger.count("leased")
+        return record
 
-    def lease(self, group_id: int) -> None:
-        """Turns a reserved slot into a leased group."""
-        assert self._num_reserved > 0, "lease without wait_for_slot"
-        self._ledger.lease(group_id)
-        self._leased_at[group_id] = self._published_version
-        self._num_reserved -= 1
+    def start_generating(self, group_id: int) -> GroupRecord:
+        return self._move(group_id, "generating", allowed=("leased",))
 
-    def release_slot(self) -> None:
-        """Gives a reserved slot back unused."""
-        assert self._num_reserved > 0, "release_slot without wait_for_slot"
-        self._num_reserved -= 1
-        self._wake_waiters()
+    def generate_again(self, group_id: int) -> None:
+        """The worker that held the group died; it starts over under the same lease."""
+        self._move(group_id, "generating", allowed=("generating",))
+        self._ledger.count("regenerated")
+
+    def start_scoring(self, group_id: int) -> None:
+        """The completions are there."""
+        self._move(group_id, "scoring", allowed=("generating",))
+        self._ledger.count("generated")
 
     def put(self, group: ScoredGroup) -> None:
-        """Takes in a group that the ledger knows as generated, and marks it scored."""
-        self._ledger.mark_scored(group.group_id)
-        self._ready[group.group_id] = group
+        """The group can be trained on."""
+        self._move(group.group_id, "ready", allowed=("scoring",)).scored = group
+        self._ledger.count("scored")
         self._wake_waiters()
 
     def drop(self, group_id: int, *, reason: str) -> None:
-        """Ends a group that is in flight; its slot is free again."""
-        self._ledger.drop(group_id, reason=reason)
-        self._ready.pop(group_id, None)
-        self._leased_at.pop(group_id, None)
-        self._wake_waiters()
+        """The group ends without training; its slot is free again. `reason` is a short fixed code such as "stale"."""
+        self._require(group_id, allowed=("leased", "generating", "scoring", "ready"), attempted=f"drop ({reason})")
+        self._end(group_id, reason=reason)
+
+    def drop_all(self, *, reason: str) -> None:
+        """At the end of a run: what is still in flight."""
+        for group_id in list(self._groups):
+            self._end(group_id, reason=reason)
 
     async def next_batch(self) -> list[ScoredGroup]:
         """Waits for prompts_per_step groups and returns them by ascending group_id.
@@ -126,17 +166,27 @@ class GroupBuffer:
         a run that was resumed with other batch sizes may hold some. Raises BufferClosedError after `close`.
         """
         await self._wait_until(self._is_batch_ready)
-        batch = [self._ready.pop(group_id) for group_id in sorted(self._ready)[: self._prompts_per_step]]
+        batch = [group for _, group in self._ready()[: self._prompts_per_step]]
         for group in batch:
-            del self._leased_at[group.group_id]
+            self._move(group.group_id, "training", allowed=("ready",))
         self._next_batch_version += 1
         return batch
 
     def mark_trained(self, groups: Sequence[ScoredGroup]) -> None:
         """The optimizer step on these groups is done; the next version is not published yet."""
         for group in groups:
-            self._ledger.mark_trained(group.group_id)
+            self._require(group.group_id, allowed=("training",), attempted="mark_trained")
+            del self._groups[group.group_id]
+            self._ledger.count("trained")
         self._num_trained += len(groups)
+        self._wake_waiters()
+
+    def discard_batch(self, groups: Sequence[ScoredGroup], *, reason: str) -> None:
+        """No update comes of a batch: its groups are dropped, and a later batch trains the version that it was for."""
+        for group in groups:
+            self._require(group.group_id, allowed=("training",), attempted=f"discard ({reason})")
+            self._end(group.group_id, reason=reason)
+        self._next_batch_version -= 1
         self._wake_waiters()
 
     def version_published(self, version: int) -> None:
@@ -145,9 +195,39 @@ class GroupBuffer:
         self._published_version = version
         self._wake_waiters()
 
+    async def wait_until_next(self) -> int:
+        """Waits until the batch that was taken last trains the published version, and returns that.
+
+        Raises BufferClosedError after `close`.
+        """
+        await self._wait_until(lambda: self._published_version >= self._next_batch_version - 1)
+        return self._published_version
+
     def close(self) -> None:
-        """Wakes all waiters with BufferClosedError; later waits raise it at once. Groups stay in the ledger."""
+        """Wakes all waiters with BufferClosedError; later waits raise it at once. Groups stay where they are."""
         self._is_closed = True
+        self._wake_waiters()
+
+    def _ready(self) -> list[tuple[GroupRecord, ScoredGroup]]:
+        return [
+            (record, record.scored) for record in self._groups.values() if record.state == "ready" and record.scored
+        ]
+
+    def _require(self, group_id: int, *, allowed: tuple[GroupState, ...], attempted: str) -> GroupRecord:
+        record = self._groups.get(group_id)
+        if record is None or record.state not in allowed:
+            held = record.state if record is not None else "not in flight"
+            raise GroupStateError(f"group {group_id} is {held}: {attempted} needs {' or '.join(allowed)}")
+        return record
+
+    def _move(self, group_id: int, state: GroupState, *, allowed: tuple[GroupState, ...]) -> GroupRecord:
+        record = self._require(group_id, allowed=allowed, attempted=state)
+        record.state = state
+        return record
+
+    def _end(self, group_id: int, *, reason: str) -> None:
+        del self._groups[group_id]
+        self._ledger.count_dropped(reason)
         self._wake_waiters()
 
     def _num_free_slots(self) -> int:
@@ -159,13 +239,15 @@ class GroupBuffer:
 
     def _is_batch_ready(self) -> bool:
         self._drop_stale()
-        if len(self._ready) < self._prompts_per_step:
+        ready = self._ready()
+        if len(ready) < self._prompts_per_step:
             return False
-        num_to_lease = self._num_reserved + self._num_free_slots()
-        if len(self._ready) == len(self._leased_at) and num_to_lease == 0:
+        num_to_lease = self._num_free_slots()
+        waiting = [record for record in self._groups.values() if record.state != "training"]
+        if len(ready) == len(waiting) and num_to_lease == 0:
             return True  # nothing that it would help to wait for
-        batch = set(sorted(self._ready)[: self._prompts_per_step])
-        left_behind = [version for group_id, version in self._leased_at.items() if group_id not in batch]
+        batch = {record.group_id for record, _ in ready[: self._prompts_per_step]}
+        left_behind = [record.leased_at for record in waiting if record.group_id not in batch]
         left_behind += [self._published_version] * num_to_lease
         return all(
             self._next_batch_version + 1 + index // self._prompts_per_step <= version + self._max_staleness
@@ -176,9 +258,9 @@ class GroupBuffer:
         # Measured against the version that the batch will train, not the published one: while a step is being
         # trained or published, the next batch may already be taken.
         oldest_allowed = self._next_batch_version - self._max_staleness
-        stale = [group.group_id for group in self._ready.values() if min_policy_version(group) < oldest_allowed]
-        for group_id in stale:
-            self.drop(group_id, reason="stale")
+        for record, group in self._ready():
+            if min_policy_version(group) < oldest_allowed:
+                self.drop(record.group_id, reason="stale")
 
     async def _wait_until(self, is_fulfilled: Callable[[], bool]) -> None:
         while not self._is_closed:

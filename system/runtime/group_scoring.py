@@ -52,15 +52,20 @@ class GroupScoring:
             group=group, terms=tuple(ruled + scored for ruled, scored in terms), evidence=by_policy.evidence
         )
 
+    def is_too_old(self, group: ScoredGroup, *, policy_version: int) -> bool:
+        """Whether the scores come from weights that are too old to train `policy_version`."""
+        if self._scoring_pool is None or self._max_lag_versions is None:
+            return False
+        return lag_versions(group, policy_version=policy_version) > self._max_lag_versions
+
     async def bring_up_to_date(self, group: ScoredGroup, *, policy_version: int) -> ScoredGroup:
         """`group` itself, or scored again when its scores are too old to train `policy_version`.
 
         Raises WeightSyncError when the replicas' weights are too old as well.
         """
-        if self._scoring_pool is None or self._max_lag_versions is None:
+        if not self.is_too_old(group, policy_version=policy_version):
             return group
-        if lag_versions(group, policy_version=policy_version) <= self._max_lag_versions:
-            return group
+        assert self._max_lag_versions is not None
         self.num_scored_again += 1
         scores = await self._by_policy(group.group, evidence=group.evidence)
         new_terms = {term.scorer for term in scores.terms[0]}

@@ -176,12 +176,6 @@ class WorkerPool:
         _log.warning("lost %s; %d of at most %d", self._last_reason, self.num_removed, self.settings.max_restarts)
         self._wake_waiters()
 
-    async def wait_for_members(self) -> tuple[PoolMember, ...]:
-        """All workers that can receive weights, as soon as there is one."""
-        while not self.members:
-            await self._changed.wait()
-        return self.members
-
     async def call(
         self, method: str, *arguments: Any, what: str, load: int = 1, on_retry: Callable[[str], None] | None = None
     ) -> Any:

@@ -43,14 +43,14 @@ def evaluation(*, sampled: float) -> dict[str, float]:
 
 def totals(num_trained: int) -> LedgerTotals:
     ledger = Ledger()
-    for group_id in range(num_trained + 1):
-        ledger.lease(group_id)
-        ledger.mark_generated(group_id)
-        ledger.mark_scored(group_id)
-    for group_id in range(num_trained):
-        ledger.mark_trained(group_id)
-    ledger.drop_in_flight(reason="run_ended")
-    return ledger.totals()
+    for _ in range(num_trained + 1):
+        ledger.count("leased")
+        ledger.count("generated")
+        ledger.count("scored")
+    for _ in range(num_trained):
+        ledger.count("trained")
+    ledger.count_dropped("run_ended")
+    return ledger.totals(in_flight=0)
 
 
 def write_metrics(folder: Path, *, num_updates: int, evaluations: dict[int, dict[str, float]]) -> None:
@@ -116,7 +116,7 @@ def test_summary_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
 
 def test_run_without_an_update_has_a_summary(tmp_path: Path) -> None:
     outcome = Outcome(policy_version=0, completion_tokens=0, canary_max_abs_diff=0.0, stopped_by="max_seconds")
-    page = write_summary(tmp_path, outcome=outcome, ledger=Ledger().totals(), seconds=1.0)
+    page = write_summary(tmp_path, outcome=outcome, ledger=Ledger().totals(in_flight=0), seconds=1.0)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["accuracy_before"] is None
     assert summary["num_updates"] == 0

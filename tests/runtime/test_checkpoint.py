@@ -14,9 +14,9 @@ from system.runtime.ledger import Ledger
 
 def make_state(*, policy_version: int) -> RunState:
     ledger = Ledger()
-    ledger.lease(0)
-    ledger.lease(1)
-    ledger.drop(0, reason="stale")
+    ledger.count("leased")
+    ledger.count("leased")
+    ledger.count_dropped("stale")
     prompt = Prompt(
         prompt_id="train/00001@4",
         token_ids=np.array([3, 1, 2], np.int32),
@@ -29,7 +29,7 @@ def make_state(*, policy_version: int) -> RunState:
     return RunState(
         policy_version=policy_version,
         cursor=PromptCursor(num_visits=5, num_skipped=1),
-        ledger=ledger.state(),
+        ledger=ledger.state(in_flight=[1], last_group_id=1),
         outstanding={1: prompt},
         completion_tokens=77,
         seconds=1.5,
@@ -62,9 +62,8 @@ def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
     assert state.guards == make_state(policy_version=3).guards
     np.testing.assert_array_equal(state.outstanding[1].token_ids, [3, 1, 2])
     assert state.outstanding[1].prompt_id == "train/00001@4"
-    restored = Ledger.restore(state.ledger)
-    assert restored.in_flight_group_ids() == (1,)
-    assert restored.totals().is_balanced
+    assert state.ledger["in_flight"] == [1]
+    assert Ledger.restore(state.ledger).totals(in_flight=1).is_balanced
 
 
 def test_unfinished_checkpoint_is_neither_listed_nor_left(tmp_path: Path) -> None:
