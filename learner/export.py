@@ -26,18 +26,17 @@ def export_hf(
     directory: str,
     *,
     weights: dict[str, Tensor],
-    model_path: str,
-    revision: str | None,
+    source: Path,
     max_bytes_per_file: int = 5_000_000_000,  # the Hub's convention
 ) -> dict[str, FileStamp]:
-    """Writes `weights` beside copies of the other files of `model_path`; rank 0 only. Returns the files by path.
+    """Writes `weights` beside copies of the other files of `source`; rank 0 only. Returns the files by path.
 
     The end tokens of generation_config.json, the chat template, the tokenizer, processors and code files come along.
     `weights` has HF names; a tied LM head is left out and config.json says that it is tied.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    _copy_description(_source_folder(model_path, revision=revision), to=folder)
+    _copy_description(source, to=folder)
     _set_dtype(folder / "config.json", dtype=next(iter(weights.values())).dtype)
     files = _split_by_size(weights, max_bytes=max_bytes_per_file)
     if len(files) == 1:
@@ -47,7 +46,8 @@ def export_hf(
     return stamp_files(path for path in folder.rglob("*") if path.is_file())
 
 
-def _source_folder(model_path: str, *, revision: str | None) -> Path:
+def description_folder(model_path: str, *, revision: str | None) -> Path:
+    """Where the files of a model besides its weights lie; those of a hub model are fetched."""
     if Path(model_path).is_dir():
         return Path(model_path)
     return Path(snapshot_download(model_path, revision=revision, ignore_patterns=list(_WEIGHT_FILES)))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from learner.checkpoint import LearnerState, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
-from learner.export import export_hf
+from learner.export import description_folder, export_hf
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepClock, StepStatistics, step_metrics
 from system.config.losses import make_loss
@@ -80,6 +80,8 @@ class Learner:
         join_process_group(config=self._config, rank=self._rank, num_ranks=self._num_ranks, host=host, port=port)
         policy = self._load_model(gradient_checkpointing=self._config.gradient_checkpointing)
         self._buffers = persistent_buffers(policy)
+        if self._rank == 0:  # now, and not at a checkpoint hours later
+            self._description_folder = description_folder(self._model_path, revision=self._revision)
         self._reference: PolicyModel | None = None
         if self._loss_config.kl_coefficient > 0:
             self._reference = self._load_model(gradient_checkpointing=False).requires_grad_(False)
@@ -221,9 +223,7 @@ class Learner:
         files: dict[str, FileStamp] = {}
         weights = self.gather_full_weights()
         if self._rank == 0:
-            files = export_hf(
-                directory, weights=weights | self._buffers, model_path=self._model_path, revision=self._revision
-            )
+            files = export_hf(directory, weights=weights | self._buffers, source=self._description_folder)
         torch.distributed.barrier()
         return files
 

@@ -33,7 +33,7 @@ def trained_weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_an_export_in_several_files_loads_unchanged(source: Path, tmp_path: Path) -> None:
     weights = trained_weights(source)
     export = tmp_path / "export"
-    export_hf(str(export), weights=weights, model_path=str(source), revision=None, max_bytes_per_file=20_000)
+    export_hf(str(export), weights=weights, source=source, max_bytes_per_file=20_000)
     assert len(list(export.glob("model-*.safetensors"))) > 2
     loaded, loading = Qwen2ForCausalLM.from_pretrained(export, output_loading_info=True)
     assert not any(loading.values()), loading
@@ -44,7 +44,7 @@ def test_an_export_in_several_files_loads_unchanged(source: Path, tmp_path: Path
 def test_an_export_is_the_folder_that_it_came_from_with_other_weights(source: Path, tmp_path: Path) -> None:
     export = tmp_path / "export"
     weights = {name: weight.bfloat16() for name, weight in trained_weights(source).items()}
-    written = export_hf(str(export), weights=weights, model_path=str(source), revision=None)
+    written = export_hf(str(export), weights=weights, source=source)
     assert {path.name for path in export.iterdir()} == {path.name for path in source.iterdir()}
     assert set(written) == {str(path) for path in export.iterdir()}
     for name in ("generation_config.json", "chat_template.jinja", "preprocessor_config.json", "modeling_own.py"):
