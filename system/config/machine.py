@@ -147,7 +147,8 @@ def check_model(model: ModelConfig, *, rollout: RolloutConfig, asks_for_evidence
         raise ConfigError(
             "rollout.max_prompt_tokens + rollout.max_completion_tokens",
             given=needed,
-            expected=f"at most the {window} tokens of the window of {model.path}, as beliefs look at whole responses",
+            expected=f"at most the {window} tokens of the window of {model.path}, as the algorithm looks at whole "
+            "responses",
             fix="lower rollout.max_completion_tokens, or take a model without a window",
         )
 

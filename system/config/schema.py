@@ -101,7 +101,7 @@ class RolloutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardTermConfig:
-    scorer: str = key("verifier, plurality, length, overlong, self_certainty, or your own: package.module:Name.")
+    scorer: str = key("A built-in scorer, see docs/self_certainty.md, or your own: package.module:Name.")
     weight: float = key("Weight of the term; 0 only monitors.", 1.0)
     options: dict[str, Any] = key("What the scorer's own options are set to.", default_factory=dict)
 
@@ -181,8 +181,7 @@ class GuardsConfig:
 @dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     name: str = key(
-        "How rewards become advantages: grpo, rloo, reinforce_pp for each completion; barl, progress for each step, by "
-        "the policy's own answers; markovian or barl_given where the task pays by step; or package.module:Name.",
+        "How rewards become advantages: a built-in algorithm, each with options of its own, or package.module:Name.",
         "grpo",
     )
     options: dict[str, Any] = key("What the algorithm's own options are set to.", default_factory=dict)

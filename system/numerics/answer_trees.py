@@ -4,9 +4,9 @@
        |         |        |
        prefix    prefix   prefix              the answer prefix after each step, e.g. `</think>`
        |  |      |  |     |  |
-      y_0 y_1   y_0 y_1  y_0 y_1              each hypothesis' answer behind it
+      y_0 y_1   y_0 y_1  y_0 y_1              each answer behind it
 
-Naively that is a forward pass for each (step, hypothesis). Here each token of the tree is computed once: a branch sees
+Naively that is a forward pass for each (step, answer). Here each token of the tree is computed once: a branch sees
 the trunk up to its step, its prefix and itself, at the positions that it would have behind them. Called by the scoring
 replica; the attention itself is that of `packed_attention`, with a mask.
 """

@@ -30,10 +30,14 @@ SMALL = {
 TIMEOUT_SECONDS = 240
 
 
+def small_keys(directory: Path, *, name: str) -> dict[str, object]:
+    """The keys of a small demo run."""
+    return SMALL | {"run.directory": directory, "run.name": name}
+
+
 def command(directory: Path, *, name: str = "small", **overrides: object) -> list[str]:
     """The command line of a small demo run; in `overrides` a double underscore stands for the dot of a key."""
-    keys = SMALL | {"run.directory": directory, "run.name": name}
-    keys |= {key.replace("__", "."): value for key, value in overrides.items()}
+    keys = small_keys(directory, name=name) | {key.replace("__", "."): value for key, value in overrides.items()}
     return [
         *(sys.executable, "-m", "system", "train", "configs/demo.yaml"),
         *(f"{key}={value}" for key, value in keys.items()),
@@ -47,7 +51,7 @@ def resume_command(run_folder: Path | str) -> list[str]:
 def run(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
     """Run to the end; the output of a run that failed is in the assertion's message."""
     return subprocess.run(
-        arguments, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
     )
 
 
@@ -59,7 +63,7 @@ def require_success(completed: "subprocess.CompletedProcess[str]") -> None:
 def started(arguments: list[str], *, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A run in the background; what is left of it afterwards is killed, so that a failed test leaves nothing."""
     with log.open("wb") as output:
-        process = subprocess.Popen(arguments, cwd=ROOT, env=_environment(), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stdout=output, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:
@@ -118,5 +122,6 @@ def _status(run_folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """That of a user who tracks offline."""
     return {**os.environ, "WANDB_MODE": "offline", "PYTHONUNBUFFERED": "1"}

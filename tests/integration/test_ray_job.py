@@ -1,6 +1,7 @@
 """The run as a job on a cluster: `ray start --head` with a token, then plain `ray job submit`."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from credence_process import ROOT, SMALL, metric_lines, processes_of, summary
+from test_own_parts import OWN_KEYS, OWN_PARTS
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -53,18 +55,29 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
                 left.kill()
 
 
-def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], tmp_path: Path) -> None:
-    keys = SMALL | {
-        "run.directory": tmp_path / "runs",
-        "run.name": "job",
-        "run.num_updates": 2,
-        "rollout.num_workers": 2,
-        "rollout.cpus_per_worker": 0.25,
-    }
+def test_job_runs_to_its_end_with_two_rollout_workers_and_parts_of_ones_own(
+    cluster: dict[str, str], tmp_path: Path
+) -> None:
+    # a user's working directory: the checkout, with modules of their own beside it
+    folder = tmp_path / "job"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "tests", "docs", "runs", "__pycache__"))
+    for module in OWN_PARTS.glob("*.py"):
+        shutil.copy(module, folder)
+    keys = (
+        SMALL
+        | OWN_KEYS
+        | {
+            "run.directory": tmp_path / "runs",
+            "run.name": "job",
+            "run.num_updates": 2,
+            "rollout.num_workers": 2,
+            "rollout.cpus_per_worker": 0.25,
+        }
+    )
     entrypoint = ["python", "-m", "system", "train", "configs/demo.yaml"]
     entrypoint += [f"{key}={value}" for key, value in keys.items()]
 
-    output = _submit(cluster, entrypoint)
+    output = _submit(cluster, entrypoint, folder=folder)
 
     assert "succeeded" in output
     values = summary(tmp_path / "runs" / "job")
@@ -73,15 +86,17 @@ def test_job_runs_to_its_end_with_two_rollout_workers(cluster: dict[str, str], t
     last = metric_lines(tmp_path / "runs" / "job")[-1]["metrics"]
     assert last["rollout/num_workers"] == 2
     assert last["weight_sync/num_receivers"] == 2
+    assert last["own/num_pushed"] >= 1
+    assert last["reward/short_answers_mean"] < 0
 
 
-def _submit(environment: dict[str, str], entrypoint: list[str]) -> str:
+def _submit(environment: dict[str, str], entrypoint: list[str], *, folder: Path) -> str:
     """Submit, again and again while the young cluster says that its job agent is not up yet."""
     command = [RAY, "job", "submit", "--working-dir", ".", "--", *entrypoint]
     deadline = time.monotonic() + 120
     while True:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         if "No available agent" not in done.stderr or time.monotonic() > deadline:
             break
