@@ -17,6 +17,7 @@ from system.config.schema import ScorerConfig
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask
 from system.data.tasks.math import MathTask
 from system.records import IntArray, Prompt, TrajectoryGroup
+from system.rollouts.rollouter import SampledTokens, TrajectoryBuilder
 from tests.trajectories import single_turn
 
 POLICY = str(model_folder("builtin:chains_1m"))
@@ -69,6 +70,31 @@ def test_traces_equal_plain_passes(model: ScoringModel) -> None:
             expected = [[plain_logprob(PROMPT + place, answer) for answer in HYPOTHESES.answers] for place in places]
             np.testing.assert_allclose(trace.answer_logprobs, expected, atol=1e-4)
             assert trace.policy_version == 0
+
+
+def test_two_turns_are_asked_behind_what_the_policy_wrote_and_read_the_environment(model: ScoringModel) -> None:
+    first, words, second = "48/2=24\n", "1+1=2\n", "48+24=72\n"
+    builder = TrajectoryBuilder(tokens(PROMPT))
+    builder.append_sampled(drawn(first))
+    builder.append_environment(tokens(words).tolist())
+    builder.append_sampled(drawn(second + "#72"))
+    builder.append_environment(tokens(words).tolist())
+    trajectory = builder.build(index=0, tokenizer=AutoTokenizer.from_pretrained(POLICY))
+    assert trajectory.text == f"{first}\n{second}#72"
+    group = replace(make_group(), trajectories=(trajectory,))
+    hypotheses = replace(HYPOTHESES, stated=np.array([0], np.int32))
+    [trace] = BeliefScorer(model, task=Gsm8kChainsTask(), options=BarlOptions()).traces(group, hypotheses=hypotheses)
+    assert trace.step_ends.tolist() == [8, 20]
+    places = ["", first, first + words + second]  # the words stand before the second turn, and are no step
+    expected = [[plain_logprob(PROMPT + place, answer) for answer in HYPOTHESES.answers] for place in places]
+    np.testing.assert_allclose(trace.answer_logprobs, expected, atol=1e-4)
+
+
+def drawn(text: str) -> SampledTokens:
+    token_ids = tokens(text).tolist()
+    return SampledTokens(
+        token_ids=token_ids, logprobs=[0.0] * len(token_ids), version_starts=[0], versions=[0], finish_reason="stop"
+    )
 
 
 def test_the_policy_believes_what_it_has_worked_out(model: ScoringModel) -> None:
