@@ -68,6 +68,7 @@ class Learner:
         self._temperature = temperature
         self._policy_version = 0
         self._num_skipped_in_a_row = 0
+        self._num_skipped_since_version = 0
 
     @property
     def policy_version(self) -> int:
@@ -117,16 +118,20 @@ class Learner:
             with clock.phase("optimizer"):
                 norms.append(self._engine.step(learning_rate=learning_rate))
             self._count_skipped(norms[-1])
+        self._num_skipped_since_version += norms.count(None)
         has_new_weights = any(norm is not None for norm in norms)
         self._policy_version += has_new_weights
         metrics = step_metrics(
             self._engine.gather_rows(statistics.row(seconds=clock.seconds())),
             learning_rate=learning_rate,
             gradient_norms=norms,
+            num_skipped=self._num_skipped_since_version,
             num_sequences=sum(step.num_sequences for step in steps),
             num_microbatches=sum(len(step.micro_batches) for step in steps),
             has_reference=self._reference is not None,
         )
+        if has_new_weights:
+            self._num_skipped_since_version = 0
         return StepResult(policy_version=self._policy_version, has_new_weights=has_new_weights, metrics=metrics)
 
     def _learning_rate(self, number: int) -> float:

@@ -53,7 +53,7 @@ LEARNER_METRICS: tuple[MetricDefinition, ...] = (
     ),
     MetricDefinition(
         name="learner/skipped_steps",
-        description="Optimizer steps that were not taken, as the gradient was NaN or infinite.",
+        description="Optimizer steps since the last version that were not taken: the gradient was NaN or infinite.",
         reduction="sum",
     ),
     MetricDefinition(name="learner/learning_rate", description="Learning rate of the last step.", reduction="last"),
@@ -176,13 +176,15 @@ def step_metrics(
     *,
     learning_rate: float,
     gradient_norms: Sequence[float | None],
+    num_skipped: int,
     num_sequences: int,
     num_microbatches: int,
     has_reference: bool,
 ) -> tuple[Metric, ...]:
     """Metrics of the whole batch from all ranks' rows [num_ranks, K]; token means over the global loss tokens.
 
-    `gradient_norms` by optimizer step, None where it was skipped. What is not finite then, is left out.
+    `gradient_norms` by optimizer step, None where it was skipped; `num_skipped` counts batches before that were
+    skipped whole as well. What is not finite then, is left out.
     """
     sums = dict(zip(_SUMS, rows[:, : len(_SUMS)].sum(dim=0).tolist(), strict=True))
     maxima = dict(zip(_MAXIMA, rows[:, len(_SUMS) :].amax(dim=0).tolist(), strict=True))
@@ -202,7 +204,7 @@ def step_metrics(
         "truncated_fraction": sums["truncated"] / num_tokens,
         "clip_fraction": sums["clipped"] / num_tokens,
         "gradient_norm": sum(norms) / len(norms) if norms else math.nan,
-        "skipped_steps": len(gradient_norms) - len(norms),
+        "skipped_steps": num_skipped,
         "learning_rate": learning_rate,
         "num_tokens": sums["tokens"],
         "num_loss_tokens": num_tokens,
