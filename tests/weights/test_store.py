@@ -1,6 +1,7 @@
 """The object store: capacity by hand; with Ray, what a receiver sees when the learner that put a snapshot dies."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import ray
 
 from system.errors import ConfigError, SnapshotLostError
 from system.weights import store
-from system.weights.manifest import WeightsManifest
 from tests.weights.memory_store import MemoryStore, some_tensors
+from tests.weights.store_actors import Publisher, Receiver
 
 GIB = 2**30
 
@@ -25,35 +26,16 @@ def test_every_node_needs_room_for_all_snapshots() -> None:
         store.check_capacity(3 * GIB, num_snapshots=2, nodes=nodes)
 
 
-class Publisher:
-    """A process that owns what it puts."""
-
-    def publish(self) -> WeightsManifest:
-        memory = MemoryStore()
-        manifest = memory.publish(some_tensors(), policy_version=1, bucket_bytes=100)
-        references = tuple(store.put(each) for each in memory.fetch(manifest.references))
-        return WeightsManifest(
-            policy_version=1,
-            architecture="test",
-            buckets=manifest.buckets,
-            digest=manifest.digest,
-            references=references,
-            canary_token_ids=(),
-            canary_logprobs=None,
-            publish_seconds=0.0,
-        )
-
-
-class Receiver:
-    """A process that is handed a manifest."""
-
-    def load(self, manifest: WeightsManifest) -> list[bytes]:
-        return [bucket.tobytes() for bucket in store.fetch(manifest.references, seconds=20.0)]
-
-
 @pytest.fixture
 def session() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}},
+    )
     yield
     ray.shutdown()
 
