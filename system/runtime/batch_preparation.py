@@ -28,7 +28,7 @@ from system.records import ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
-from system.runtime.scoring_state import logprob_difference
+from system.runtime.scoring_state import ReplicaComparison
 from system.runtime.worker_pool import WorkerPool
 
 
@@ -62,7 +62,8 @@ class BatchPreparation:
         self._algorithm = algorithm
         self._buffer = buffer
         self._scoring = scoring
-        self._replicas = replicas
+        precisions = (config.rollout.dtype, config.scorer.dtype)
+        self._comparison = ReplicaComparison(replicas, precisions=precisions) if replicas is not None else None
         self._new_metrics = new_metrics
         self._prepared: asyncio.Queue[PreparedBatch] = asyncio.Queue()
         self._room = asyncio.Semaphore(1)
@@ -92,7 +93,7 @@ class BatchPreparation:
             groups = await asyncio.gather(
                 *(self._scoring.bring_up_to_date(group, policy_version=version) for group in groups)
             )
-        difference = await logprob_difference(self._replicas) if self._replicas is not None else None
+        difference = await self._comparison.measure() if self._comparison is not None else None
         if difference is not None:
             metrics.add("scorer/logprob_max_abs_diff_nats", difference)
         rescored_at = time.perf_counter()

@@ -56,7 +56,7 @@ class CanaryTolerance:
         compared = [each for each in statuses if each.canary_max_abs_diff is not None]
         if self._configured is not None or kind in self._calibrated or not compared:
             return
-        precision = _coarser(compared[0].dtype, manifest.buckets[0].slots[0].dtype)
+        precision = coarser_precision(compared[0].dtype, manifest.buckets[0].slots[0].dtype)
         credible = [
             each.canary_max_abs_diff
             for each in compared
@@ -85,5 +85,6 @@ class CanaryTolerance:
         )
 
 
-def _coarser(first: str, second: str) -> str:
+def coarser_precision(first: str, second: str) -> str:
+    """Of two dtypes, as "float32", the one that rounds more."""
     return "bfloat16" if "bfloat16" in (first, second) else "float32"
