@@ -27,6 +27,7 @@ from system.commands.completion_source import (
     sample_held_out,
 )
 from system.config.load import split_inputs
+from system.config.machine import run_directory
 from system.data.group_files import FiledGroup, read_groups
 from system.data.json_values import JsonValue
 from system.errors import ConfigError
@@ -80,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         if num_completions < 1:
             raise ConfigError("--num-completions", given=num_completions, expected="at least 1", fix="e.g. 8")
         config = load_monitored_config(paths, overrides=overrides, command="certainty-report", check_devices=True)
-        default = Path(config.run.directory) / f"certainty-{config.run.name}"
+        default = run_directory(config.run) / f"certainty-{config.run.name}"
         folder = new_folder(options.output, default=default, files=(_REPORT, _FIGURE, COMPLETIONS_FILE))
         sampled = sample_held_out(config, num_completions=num_completions, folder=folder)
         if isinstance(sampled, signal.Signals):

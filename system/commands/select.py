@@ -34,6 +34,7 @@ from system.commands.completion_source import (
     score_again,
 )
 from system.config.load import split_inputs
+from system.config.machine import run_directory
 from system.config.schema import Config, TaskConfig
 from system.data.group_files import FiledGroup, read_groups
 from system.data.json_values import JsonValue
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_monitored_config(paths, overrides=overrides, command="select", check_devices=not options.completions)
     _check_task(config.task)
     filed = _read_file(options.completions, config=config, limit=options.num_completions) if options.completions else []
-    default = Path(config.run.directory) / f"select-{config.run.name}"
+    default = run_directory(config.run) / f"select-{config.run.name}"
     folder = new_folder(options.output, default=default, files=_FILES)
     groups: Sequence[ScoredGroup] | signal.Signals = [each.scored for each in filed]
     uses_policy = not all(is_scored(each.scored) for each in filed) or not filed

@@ -4,6 +4,7 @@ Imports what needs torch or Ray only afterwards: a mistake ends in one line with
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from system.commands.plan import evaluation_text, plan_text
@@ -43,6 +44,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     if options.dry_run:
         _print_plan(config, evaluation_text(config), is_dry_run=True)
         return 0
+    print(evaluation_text(config), file=sys.stderr)  # an engine takes its time to start; stdout holds the result alone
     from system.commands.evaluate import main_evaluate
 
     return main_evaluate(config)

@@ -19,6 +19,7 @@ from system.algorithms.base import Algorithm, Context
 from system.commands.run_inputs import RunInputs, read_inputs
 from system.config.algorithms import algorithm_class, algorithm_options
 from system.config.load import dump_yaml, split_resume, to_dict
+from system.config.machine import run_directory
 from system.config.schema import Config
 from system.config.scorers import reward_weights
 from system.interfaces import Task
@@ -97,7 +98,7 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
         for newer in checkpoints.set_newer_aside(checkpoint):
             print(f"{newer.name} belongs to another continuation: set aside as {newer.name}.superseded")
         return RunFolder(path=path, checkpoints=checkpoints, resumed_from=checkpoint, resumed=state)
-    wanted = Path(config.run.directory).resolve() / config.run.name
+    wanted = run_directory(config.run) / config.run.name
     path, number = wanted, 1
     while path.exists():
         number += 1

@@ -324,9 +324,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     disable_progress_bar()  # of single-file writes; the training has its own
     try:
         result = run_warmstart(parse_settings(arguments.settings))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted, nothing was written", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from system.config.algorithms import evidence_of
 from system.config.model_checks import attention_window, check_description
 from system.config.resources import actor_needs
-from system.config.schema import ClusterConfig, Config, ModelConfig, RolloutConfig, TaskConfig, TrackerConfig
+from system.config.schema import ClusterConfig, Config, ModelConfig, RolloutConfig, RunConfig, TaskConfig, TrackerConfig
 from system.errors import ConfigError
 
 POLICIES_DIR = Path(__file__).parents[1] / "data" / "policies"
@@ -44,6 +44,7 @@ def model_folder(path: str) -> Path | None:
 
 def check_machine(config: Config) -> None:
     """Raises ConfigError for the first thing that this machine lacks."""
+    check_run_directory(config.run)
     check_model(config.model, rollout=config.rollout, asks_for_evidence=evidence_of(config.algorithm) is not None)
     check_data_files(config.task)
     check_wandb_key(config.tracker)
@@ -80,6 +81,24 @@ def engine_build() -> Literal["cpu", "cuda"] | None:
         with suppress(PackageNotFoundError):
             return "cpu" if "cpu" in f"{package} {version(package)}" else "cuda"
     return None
+
+
+def run_directory(run: RunConfig) -> Path:
+    """The folder of all runs as an absolute path, `~` expanded."""
+    return Path(run.directory).expanduser().resolve()
+
+
+def check_run_directory(run: RunConfig) -> None:
+    """The folder, or the nearest one above it that exists, can be written to."""
+    folder = run_directory(run)
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            "run.directory",
+            given=run.directory,
+            expected=f"a folder that can be made and written to, but {nearest} cannot",
+            fix="e.g. run.directory=runs",
+        )
 
 
 def check_processors(config: Config) -> None:

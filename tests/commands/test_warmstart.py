@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from system.cli import main
 from system.commands.warmstart import (
     Progression,
     WarmstartSettings,
     build_policy,
     completion_loss,
     learning_rate_at,
-    main,
     parse_settings,
     run_warmstart,
 )
@@ -162,7 +162,7 @@ def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
 def test_wrong_setting_ends_in_one_clear_line(
     argument: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([f"out={tmp_path / 'policy'}", argument]) == 2
+    assert main(["warmstart", f"out={tmp_path / 'policy'}", argument]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -18,9 +18,9 @@ from system.config.load import (
     split_resume,
     to_dict,
 )
-from system.config.machine import joins_cluster, num_visible_gpus
+from system.config.machine import joins_cluster, num_visible_gpus, run_directory
 from system.config.reference import ConfigKey, config_keys, describe_type, nearest_key, reference_text
-from system.config.schema import ClusterConfig, Config
+from system.config.schema import ClusterConfig, Config, RunConfig
 from system.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -216,6 +216,11 @@ def test_the_reference_names_every_key_with_type_and_default(make_config: Callab
 )
 def test_unknown_keys_suggest_what_was_meant(given: str, meant: str | None) -> None:
     assert nearest_key(given) == meant
+
+
+def test_the_folder_of_runs_may_be_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_directory(RunConfig(name="x", num_updates=1, directory="~/runs")) == tmp_path.resolve() / "runs"
 
 
 @pytest.mark.parametrize(("visible", "number"), [("", 0), ("-1", 0), ("0,1", 2), ("3", 1)])

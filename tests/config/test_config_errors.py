@@ -155,6 +155,8 @@ CONTRADICTIONS = [
 ]  # fmt: skip
 
 NOT_ON_THIS_MACHINE = [
+    wrong("run.directory=/proc/self/status/runs", message=r"run.directory: given '/proc/self/status/runs', expected a "
+          r"folder that can be made and written to, but /proc/.*/status cannot. .*"),
     wrong("model.path=/nowhere/model", message=r"model.path: given '/nowhere/model', expected a model folder that hold"
           r"s config.json. .*"),
     wrong("model.path=./nowhere", message=r"model.path: given './nowhere', expected a model folder .*"),
