@@ -63,6 +63,11 @@ COMMANDS = {
         arguments="[key=value...]",
         sentence="build the small embedded policy from nothing",
     ),
+    "metrics": Command(
+        function="system.commands.metrics_reference:main",
+        arguments="[--markdown]",
+        sentence="every metric and what it means",
+    ),
     "config": Command(
         function="system.commands.config_reference:main",
         arguments="[--markdown]",

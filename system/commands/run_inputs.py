@@ -1,4 +1,4 @@
-"""What a run reads before any actor starts: task, tokenizer, prompts, and the canary of its weight syncs.
+"""What a run needs before any actor starts: task, algorithm, tokenizer, prompts, and the canary of its weight syncs.
 
 Whatever is wrong with them is found here, in seconds, and not when every engine is up. Called by `credence train`,
 `evaluate`, `select` and `certainty-report`.
@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from system.algorithms.base import Algorithm, Context
+from system.config.algorithms import algorithm_class, algorithm_options
 from system.config.machine import model_folder
 from system.config.schema import Config
+from system.config.scorers import reward_weights
 from system.data.prompts import PromptCursor, PromptSource, evaluation_prompts
 from system.data.tasks import make_task
 from system.records import Prompt
@@ -28,6 +31,7 @@ class RunInputs:
     """The data of a training run."""
 
     task: Task
+    algorithm: Algorithm
     training_prompts: PromptSource
     held_out_prompts: Sequence[Prompt]
     num_known_tokens: int  # entries of the tokenizer
@@ -39,6 +43,7 @@ def read_inputs(config: Config, *, cursor: PromptCursor | None) -> RunInputs:
     task, tokenizer = make_task(config.task), load_tokenizer(config)
     return RunInputs(
         task=task,
+        algorithm=make_algorithm(config, task=task),
         training_prompts=PromptSource(
             task,
             tokenizer=tokenizer,
@@ -51,6 +56,13 @@ def read_inputs(config: Config, *, cursor: PromptCursor | None) -> RunInputs:
         num_known_tokens=len(tokenizer),  # type: ignore[arg-type]  # every transformers tokenizer has a length
         canary_token_ids=canary_token_ids(task, tokenizer=tokenizer),
     )
+
+
+def make_algorithm(config: Config, *, task: Task) -> Algorithm:
+    """The algorithm that the configuration names. Raises ConfigError when the task cannot serve it."""
+    context = Context(weights=reward_weights(config.reward), normalise_terms=config.reward.normalise_terms, task=task)
+    made: Algorithm = algorithm_class(config.algorithm.name)(algorithm_options(config.algorithm), context=context)
+    return made
 
 
 def held_out_prompts(config: Config, *, task: Task, tokenizer: Tokenizer) -> list[Prompt]:

@@ -14,20 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.step_statistics import LEARNER_METRICS
-from system.algorithms.base import Algorithm, Context
+from system.commands.metrics_reference import RUN_METRICS
 from system.commands.run_inputs import RunInputs, read_inputs
-from system.config.algorithms import algorithm_class, algorithm_options
 from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.machine import run_directory
 from system.config.schema import Config
-from system.config.scorers import reward_weights
-from system.interfaces import Task
 from system.metrics import MetricTable
 from system.records import Prompt
 from system.reports.display import Display
-from system.reports.guards import GUARD_METRICS
-from system.reports.metrics import SYSTEM_METRICS
 from system.reports.recorder import Recorder
 from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
@@ -108,13 +102,6 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     )
 
 
-def make_algorithm(config: Config, *, task: Task) -> Algorithm:
-    """The algorithm that the configuration names. Raises ConfigError when the task cannot serve it."""
-    context = Context(weights=reward_weights(config.reward), normalise_terms=config.reward.normalise_terms, task=task)
-    made: Algorithm = algorithm_class(config.algorithm.name)(algorithm_options(config.algorithm), context=context)
-    return made
-
-
 async def _train(
     config: Config,
     *,
@@ -127,8 +114,7 @@ async def _train(
     recorder = Recorder(folder.path)
     recorder.write_config(dump_yaml(config))
     recorder.write_versions()
-    algorithm = make_algorithm(config, task=inputs.task)
-    table = MetricTable(SYSTEM_METRICS, LEARNER_METRICS, GUARD_METRICS, algorithm.metric_definitions)
+    table = MetricTable(RUN_METRICS, inputs.algorithm.metric_definitions)
     tracker = Tracker(
         folder.path,
         table=table,
@@ -158,7 +144,6 @@ async def _train(
                 config,
                 folder=folder,
                 inputs=inputs,
-                algorithm=algorithm,
                 reporter=reporter,
                 elapsed_seconds=elapsed_seconds,
             )
@@ -173,7 +158,6 @@ async def _train_with_actors(
     *,
     folder: RunFolder,
     inputs: RunInputs,
-    algorithm: Algorithm,
     reporter: Reporter,
     elapsed_seconds: Callable[[], float],
 ) -> tuple[Outcome, LedgerTotals]:
@@ -192,7 +176,7 @@ async def _train_with_actors(
         async with asyncio.TaskGroup() as starts:
             starts.create_task(_start_learner(learner_group, folder=folder))
             starts.create_task(pools.start())
-        parts = _connect(config, folder, inputs=inputs, algorithm=algorithm, learner_group=learner_group, pools=pools)
+        parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
         controller = Controller(
             config=config,
             parts=parts,
@@ -223,14 +207,13 @@ def _connect(
     folder: RunFolder,
     *,
     inputs: RunInputs,
-    algorithm: Algorithm,
     learner_group: LearnerGroup,
     pools: Pools,
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
     resumed = folder.resumed
     return Parts(
-        algorithm=algorithm,
+        algorithm=inputs.algorithm,
         learner_group=learner_group,
         pools=pools,
         scoring=pools.group_scoring(config),

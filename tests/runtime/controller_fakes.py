@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from ray.exceptions import RayActorError
 
-from system.commands.train import make_algorithm
+from system.commands.run_inputs import make_algorithm
 from system.config.load import load_config
 from system.config.schema import Config
 from system.data.prompts import PromptCursor
