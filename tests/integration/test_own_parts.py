@@ -9,7 +9,7 @@ import pytest
 from credence_process import ROOT, environment, metric_lines, require_success, small_keys
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
-OWN_PARTS = Path(__file__).parent / "own_parts"
+OWN_PARTS = ROOT / "docs" / "own_parts"
 OWN_KEYS = {
     "task.name": "own_task:ShortChains",
     "task.max_train_steps": "null",

@@ -1,4 +1,4 @@
-"""A task of a user's own: the embedded chains of two steps at most."""
+"""A task of one's own: the embedded chains of two steps at most."""
 
 from system.config.schema import TaskConfig
 from system.data.tasks.gsm8k_chains import Gsm8kChainsTask

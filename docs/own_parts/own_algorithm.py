@@ -1,4 +1,4 @@
-"""An algorithm of a user's own: only the best of a group is pushed up, the others not at all."""
+"""An algorithm of one's own: only the best of a group is pushed up, the others not at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Short answers earn more: a reward of a user's own. The run's log says once when it raises."""
+"""Rewards of one's own: short answers earn more, and one that raises now and then."""
 
 from dataclasses import dataclass
 
