@@ -25,6 +25,7 @@ from system.config.schema import (
 )
 from system.config.scorers import reward_weights, terms_on
 from system.data.tasks import make_task
+from system.data.tasks.text_task import TextTask
 from system.interfaces import Split
 
 _BYTES_OF = {"float32": 4, "bfloat16": 2}
@@ -49,6 +50,7 @@ class RunPlan:
     num_prompts: int
     num_completions: int
     num_problems: dict[Split, int]  # by split; empty: a hub data set, read when the run starts
+    row_remarks: tuple[str, ...]  # what was left out of the data, or read in another way
     learning_rates: tuple[tuple[int, float], ...]  # (update, rate): first, peak, middle, last
     num_evaluations: int
     evaluation_completions: int  # greedy and sampled, all evaluations together
@@ -70,10 +72,12 @@ def plan_batch(batch: BatchConfig, *, max_sequence_tokens: int, num_ranks: int) 
 def plan_run(config: Config) -> RunPlan:
     """The derived numbers of the whole run. Raises ConfigError when the data cannot be read, or split as asked."""
     updates = config.run.num_updates
+    num_problems, row_remarks = read_data(config.task)
     return RunPlan(
         num_prompts=updates * config.batch.prompts_per_step,
         num_completions=updates * config.batch.prompts_per_step * config.batch.completions_per_prompt,
-        num_problems=count_problems(config.task),
+        num_problems=num_problems,
+        row_remarks=row_remarks,
         learning_rates=_schedule_points(
             config.learner, num_updates=updates, optimizer_steps=config.batch.optimizer_steps
         ),
@@ -83,12 +87,17 @@ def plan_run(config: Config) -> RunPlan:
     )
 
 
-def count_problems(task: TaskConfig) -> dict[Split, int]:
-    """Problems by split, every row read and checked; nothing for a hub data set. Raises ConfigError."""
+def read_data(task: TaskConfig) -> tuple[dict[Split, int], tuple[str, ...]]:
+    """Problems by split, every row read and checked, and remarks on rows that were left out. Raises ConfigError.
+
+    Nothing for a hub data set, which is read when the run starts.
+    """
     if task.dataset is not None:
-        return {}
+        return {}, ()
     reader = make_task(task)
-    return {split: len(reader.load(split)) for split in SPLITS}
+    counts = {split: len(reader.load(split)) for split in SPLITS}
+    reports = reader.row_reports if isinstance(reader, TextTask) else ()
+    return counts, tuple(line for report in reports for line in report.lines())
 
 
 def _count_between(every: int | None, *, num_updates: int) -> int:
@@ -197,7 +206,7 @@ def count_parameters(folder: Path) -> int | None:
 def plan_text(config: Config) -> str:
     """The derivation and the placement as a page of text."""
     run = plan_run(config)
-    data = _data_lines(config.task, num_problems=run.num_problems)
+    data = _data_lines(config.task, num_problems=run.num_problems, row_remarks=run.row_remarks)
     return "\n".join([*data, "", *_derivation_lines(config, run=run), "", *_placement_lines(config)])
 
 
@@ -227,7 +236,7 @@ def _derivation_lines(config: Config, *, run: RunPlan) -> list[str]:
     ]
 
 
-def _data_lines(task: TaskConfig, *, num_problems: dict[Split, int]) -> list[str]:
+def _data_lines(task: TaskConfig, *, num_problems: dict[Split, int], row_remarks: tuple[str, ...]) -> list[str]:
     if not num_problems:
         return [f"Data: {task.name} from the hub data set {task.dataset}, read when the run starts"]
     paths = {"train": task.train_path, "validation": task.train_path, "test": task.test_path}
@@ -237,18 +246,19 @@ def _data_lines(task: TaskConfig, *, num_problems: dict[Split, int]) -> list[str
             f"  {split:<20} {number:,} problems" + (f" of {paths[split]}" if paths[split] else "")
             for split, number in num_problems.items()
         ),
+        *(f"  {remark}" for remark in row_remarks),
     ]
 
 
 def evaluation_text(config: Config) -> str:
     """What `credence evaluate` would do, as a page of text. Raises ConfigError when the data cannot be read."""
     evaluation, needs = config.evaluation, actor_needs(config)
-    counts = count_problems(config.task)
+    counts, row_remarks = read_data(config.task)
     num_problems = min(evaluation.num_problems_final, counts.get(evaluation.split, evaluation.num_problems_final))
     completions = num_problems * (1 + evaluation.completions_per_problem_final)
     return "\n".join(
         [
-            *_data_lines(config.task, num_problems=counts),
+            *_data_lines(config.task, num_problems=counts, row_remarks=row_remarks),
             f"Evaluation of {config.model.path}: at most {num_problems:,} problems of {evaluation.split},"
             f" {completions:,} completions (one greedy, {evaluation.completions_per_problem_final} sampled each)",
             *(f"  {needs[kind].count} {kind}s, {needs[kind].device}" for kind in ("rollout worker", "reward worker")),

@@ -117,6 +117,18 @@ def test_the_page_states_the_derivation(make_config: Callable[..., Config]) -> N
     assert "train                6,262 problems" in text
 
 
+def test_the_page_names_rows_that_were_left_out(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    rows = [f'{{"problem": "p{number}", "solution": "\\\\boxed{{{number}}}"}}' for number in range(120)]
+    rows[3] = '{"problem": "empty", "solution": "\\\\boxed{}"}'
+    rows[7] = "{broken"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(rows), encoding="utf-8")
+    overrides = ["task.name=math", f"task.train_path={path}", f"task.test_path={path}", "task.validation_size=0"]
+    text = plan_text(make_config(*overrides))
+    assert "118 problems from 120 rows; 1 with an empty box, left out; 1 malformed, left out (first: line 8, " in text
+    assert "validation           0 problems" in text
+
+
 def test_the_plan_says_what_beliefs_are_over(make_config: Callable[..., Config]) -> None:
     text = plan_text(make_config("algorithm.name=barl", "algorithm.options.candidates=3", MONITORED))
     assert "self_certainty, beliefs over the reference answer and at most 3 candidates; float32, newest weights" in text
