@@ -29,7 +29,7 @@ class AnswerTree:
     Raises ValueError for an empty trunk or answer, no answer, or step ends that do not ascend within the trunk.
     """
 
-    token_ids: IntArray  # int32[L], prompt and completion
+    token_ids: IntArray  # int32[L], of the whole trajectory
     prefix_lengths: IntArray  # int32[S+1], tokens of the trunk that the branches of step t see; ascending, 1 .. L
     answer_prefix: IntArray  # int32[A_0], may be empty
     answers: tuple[IntArray, ...]  # K+1 of int32[n_i], n_i >= 1
