@@ -52,11 +52,6 @@ class GroupRecord:
     scored: ScoredGroup | None = None
 
 
-def min_policy_version(group: ScoredGroup) -> int:
-    """The oldest policy version that wrote a token of the group."""
-    return min(trajectory.min_policy_version for trajectory in group.group.trajectories)
-
-
 class GroupBuffer:
     """Holds the record of every group in flight; runs in one event loop and needs no lock."""
 
@@ -259,7 +254,7 @@ class GroupBuffer:
         # trained or published, the next batch may already be taken.
         oldest_allowed = self._next_batch_version - self._max_staleness
         for record, group in self._ready():
-            if min_policy_version(group) < oldest_allowed:
+            if group.group.min_policy_version < oldest_allowed:
                 self.drop(record.group_id, reason="stale")
 
     async def _wait_until(self, is_fulfilled: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from system.records import ScoredGroup
-from system.runtime.group_buffer import GroupBuffer, min_policy_version
+from system.runtime.group_buffer import GroupBuffer
 from tests.runtime.test_group_buffer import PROMPT, scored_group
 
 
@@ -61,7 +61,7 @@ class RandomRun:
             batch = await self.batches.get()
             ids = [group.group_id for group in batch]
             assert ids == sorted(ids)
-            assert max(version - min_policy_version(group) for group in batch) <= self.max_staleness
+            assert max(version - scored.group.min_policy_version for scored in batch) <= self.max_staleness
             await self.pause()
             self.buffer.mark_trained(batch)
             await self.pause()
