@@ -37,7 +37,7 @@ class ConfigError(CredenceError):
             key,
             given=given,
             expected=f"one of {', '.join(names)}" + (f", or {others}" if others else ""),
-            fix=f"did you mean {near[0]}?" if near else "choose one of these",
+            fix=f"did you mean {near[0]}?" if near else "choose one of these.",
         )
 
     def __reduce__(self) -> tuple[Callable[[], "ConfigError"], tuple[()]]:

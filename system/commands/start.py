@@ -7,7 +7,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from system.commands.plan import evaluation_text, plan_text
 from system.config.load import dump_yaml, load_config, load_resumed_config, split_inputs, split_resume
 from system.config.schema import Config
 from system.errors import ConfigError
@@ -24,6 +23,8 @@ def train(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     config = _load(options.inputs, command="train", resume=options.resume)
+    from system.commands.plan import plan_text  # the tasks behind it take longer to import than all that is above
+
     _print_plan(config, plan_text(config), is_dry_run=options.dry_run)
     if options.dry_run:
         return 0
@@ -41,6 +42,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     config = _load(options.inputs, command="evaluate", resume=None)
+    from system.commands.plan import evaluation_text
+
     if options.dry_run:
         _print_plan(config, evaluation_text(config), is_dry_run=True)
         return 0

@@ -71,9 +71,8 @@ def check_run(run: RunConfig) -> None:
 def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
     sources = {"task.train_path": task.train_path, "task.test_path": task.test_path, "task.dataset": task.dataset}
     if task.name not in (*EMBEDDED_TASKS, *TASKS_OF_ROWS) and not is_import_path(task.name):
-        names = ", ".join((*EMBEDDED_TASKS, *TASKS_OF_ROWS))
-        expected = f"one of {names}, or an import path package.module:Name"
-        raise ConfigError("task.name", given=task.name, expected=expected, fix="e.g. task.name=math")
+        known, others = (*EMBEDDED_TASKS, *TASKS_OF_ROWS), "an import path package.module:Name"
+        raise ConfigError.unknown("task.name", given=task.name, known=known, others=others)
     if task.name in EMBEDDED_TASKS:
         for key, value in sources.items():
             if value is not None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf, ValidationError
 from omegaconf.errors import InterpolationResolutionError
@@ -225,7 +225,11 @@ def _refuse_missing(tree: DictConfig) -> None:
 
 
 def _wrong_value(key: str, value: object, *, origin: str) -> ConfigError:
-    expected = describe_type(config_keys()[".".join(key.split(".")[:2])].annotation)
+    annotation = config_keys()[".".join(key.split(".")[:2])].annotation
+    if get_origin(annotation) is Literal and isinstance(value, str):
+        error = ConfigError.unknown(key, given=value, known=get_args(annotation))
+        return error.with_fix(f"{error.fix} Change it {origin}")
+    expected = describe_type(annotation)
     if isinstance(value, float) and not math.isfinite(value):
         expected = f"{expected}, finite"
     return ConfigError(key, given=value, expected=expected, fix=f"change it {origin}")

@@ -60,10 +60,6 @@ def _options_of(loss: LossConfig) -> Any:
     elif loss.name in _BUILT_IN:
         options = import_class(_BUILT_IN[loss.name][1], key="loss.name", methods=())
     else:
-        raise ConfigError(
-            "loss.name",
-            given=loss.name,
-            expected=f"one of {', '.join(_BUILT_IN)}, or an import path package.module:Name",
-            fix="e.g. loss.name=clipped_surrogate",
-        )
+        others = "an import path package.module:Name"
+        raise ConfigError.unknown("loss.name", given=loss.name, known=_BUILT_IN, others=others)
     return make_options(options, loss.options, prefix="loss.options")

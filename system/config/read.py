@@ -5,6 +5,7 @@ the file itself. They are read before it, each file once however often it is nam
 """
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def _read_with_bases(path: Path, *, seen: set[Path]) -> Iterator[Entry]:
             f"{BASE} in {path}", given=bases, expected="a file or a list of files", fix=f"e.g. {BASE}: ../demo.yaml"
         )
     for name in names:
-        yield from _read_with_bases(path.parent / name, seen=seen)
+        yield from _read_with_bases(Path(os.path.normpath(path.parent / name)), seen=seen)
     yield from entries_of(content, origin=f"in {path}")
 
 

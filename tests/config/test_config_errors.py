@@ -51,7 +51,11 @@ WRONG_KEYS_AND_TYPES = [
     wrong("learner.learning_rate=.nan", message=r"learner.learning_rate: given nan, expected a number, finite. .*"),
     wrong("run.max_seconds=.inf", message=r"run.max_seconds: given inf, expected a number or null, finite. .*"),
     wrong("learner.backend=mpi", message=r"learner.backend: given 'mpi', expected one of gloo, nccl. .*"),
-    wrong("task.name=gsm9k", message=r"task.name: given 'gsm9k', expected one of gsm8k_chains, triplets, gsm8k, .*"),
+    wrong("task.name=gsm9k", message=r"task.name: given 'gsm9k', expected one of gsm8k_chains, triplets, gsm8k, "
+          r".*package.module:Name. Fix: did you mean gsm8k\? .*"),
+    wrong("loss.name=gpso", message=r"loss.name: given 'gpso', expected one of .* Fix: did you mean gspo\? .*"),
+    wrong("learner.backend=ncll", message=r"learner.backend: given 'ncll', expected one of gloo, nccl. "
+          r"Fix: did you mean nccl\? Change it on the command line"),
     wrong("rollout.enforce_eager=2", message=r"rollout.enforce_eager: given 2, expected true or false. .*"),
     wrong("learner.adam_betas=0.9", message=r"learner.adam_betas: given 0.9, expected a list of 2 numbers. .*"),
     wrong("learner.adam_betas=[0.9]", message=r"learner.adam_betas: given \[0.9\], expected a list of 2 numbers. .*"),
@@ -268,6 +272,16 @@ def test_a_contradiction_says_which_file_it_comes_from() -> None:
         r"task\.max_train_steps: given 4, expected null, as the number of steps of a math problem is not known\. "
         r"Fix: task\.max_train_steps=null, or remove it \(set in .*configs/demo\.yaml\)",
     )
+
+
+def test_an_error_names_the_base_that_set_the_key(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "wrong.yaml").write_text("run: {seed: -1}\n")
+    recipe = tmp_path / "recipes" / "recipe.yaml"
+    recipe.write_text(f"base: [{REPOSITORY / 'configs/demo.yaml'}, ../wrong.yaml]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config([recipe])
+    _check_message(caught.value, rf"run\.seed: given -1, .* \(set in {tmp_path}/wrong\.yaml\)")
 
 
 def test_all_missing_keys_are_named_at_once(minimal_overrides: list[str]) -> None:
