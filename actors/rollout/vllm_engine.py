@@ -119,6 +119,7 @@ class VLLMEngine:
 
     def __init__(self, llm: "AsyncLLM", *, settings: EngineSettings) -> None:
         self._llm = llm
+        self._log = EngineLog()  # from here on: what a former engine of this process wrote is no cause
         self._settings = settings
         self._num_requests = 0
         self._proof = HeldProof()
@@ -305,15 +306,23 @@ class VLLMEngine:
             await asyncio.wait({task}, timeout=_CONTROL_SECONDS)  # vLLM sends the abort while it unwinds
             raise
         if task.done():
-            return await _without_vllm_errors(task)
+            return await self._without_vllm_errors(task)
         task.cancel()
         raise EngineFailedError(f"the rollout engine failed: {self._failure.exception()}")
+
+    async def _without_vllm_errors(self, task: "asyncio.Future[Result]") -> Result:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            return await task
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailedError(f"the rollout engine failed: {self._log.cause() or repr(error)}") from error
 
     async def _liveness_loop(self) -> None:
         """vLLM notices the death of its processes; this makes sure that every waiting call does too."""
         while not self._failure.done():
             if self._llm.errored:
-                self._fail("its processes died")
+                self._fail(f"its processes died: {self._log.cause() or 'they left no error'}")
             await asyncio.sleep(_LIVENESS_SECONDS)
 
     def _fail(self, reason: str) -> None:
@@ -351,15 +360,6 @@ def _build_llm(settings: EngineSettings, *, into: list["AsyncLLM"]) -> None:
             fix="the other vLLM package (deploy/requirements), or rollout.device",
         )
     into.append(AsyncLLM.from_engine_args(engine_arguments(settings)))
-
-
-async def _without_vllm_errors(task: "asyncio.Future[Result]") -> Result:
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-    try:
-        return await task
-    except (EngineDeadError, EngineGenerateError) as error:
-        raise EngineFailedError(f"the rollout engine failed: {error!r}") from error
 
 
 def _check_received(received: list[tuple[int, str] | None], manifest: WeightsManifest) -> None:
