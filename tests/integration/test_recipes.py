@@ -53,6 +53,7 @@ def on_this_machine(paths: list[Path], *, policy: Path, directory: Path) -> list
         "batch.prompts_per_step": 2,
         "batch.completions_per_prompt": 4,
         "batch.tokens_per_microbatch": 1024,
+        "batch.optimizer_steps": min(config.batch.optimizer_steps, 2),
         "rollout.num_workers": 1,
         "rollout.max_sequences": 16,
         "rollout.kv_cache_gib": 0.25,
