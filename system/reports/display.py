@@ -17,8 +17,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from system.reports.metrics import PHASES
+
 # Phases that come round in every update pass too quickly for a line of their own.
-PHASES_OF_AN_UPDATE = ("rollout", "score", "batch", "train", "weight_sync", "checkpoint")
+PHASES_OF_AN_UPDATE = tuple(phase for phase in PHASES if phase != "evaluate")
 SHOWN_METRICS = (
     ("reward/mean", "reward", "{:.3f}"),
     ("train/accuracy", "accuracy", "{:.3f}"),
