@@ -56,6 +56,11 @@ _TEXT = re.compile(
     r"|emph|underline|operatorname\*?)\s*\{([^{}]*)\}(?:\{\})?"
 )
 _NESTED_FONT = re.compile(r"\\(?:textbf|mathbf|mathit|mathsf|boldsymbol|bm|underline|emph)(?=\s*\{)")
+# `The answer is 4`, `\text{Answer: } 4`, `about 4`, `USD 4`
+_ANNOUNCEMENT = re.compile(
+    r"(?:\\text\{\s*)?(?:(?:the\s+)?(?:final\s+)?answer\s*(?:is|=)?\s*:?|about|approximately|USD|EUR)\s*\}?\s*(?=[-+\d\\(.])",
+    re.IGNORECASE,
+)
 _SLANTED = {"mathbf", "mathit", "mathsf", "mathtt", "boldsymbol", "bm", "underline"}  # these hold mathematics
 _FUNCTIONS = (
     "arcsin|arccos|arctan|arccot|arcsec|arccsc|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|max|min|gcd|lcm|det"
@@ -98,7 +103,10 @@ _LAST_WORDS = re.compile(
 )
 _MAX_UNIT_CHARACTERS = 100
 _PERCENT = re.compile(r"(.*[^\s\\])\s*\\?%", re.DOTALL)
-_DEGREES = re.compile(r"(.*\S)\s*\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*(?:\\text\{\s*[CF]\s*\})?", re.DOTALL)
+_DEGREES = re.compile(
+    r"(?!.*(?:sin|cos|tan|cot|sec|csc))(.*\S)\s*\^\s*\{?\s*\\(?:circ|degree)\s*\}?\s*(?:\\text\{\s*[CF]\s*\})?",
+    re.DOTALL,
+)
 _QUANTITY = re.compile(r"\d|\\(?!text)[a-z]")
 _WORD = re.compile(r"[A-Za-z]+")
 
@@ -117,8 +125,9 @@ def plain_text(text: str) -> str:
     text = _NOTHING.sub("", _SPACES.sub(" ", text))
     text = re.sub(r"\\([dtc])frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\{,\}", ",", text)
+    text = re.sub(r"\\(?:varnothing|oslash)(?![a-zA-Z])", r"\\emptyset", text)
     text = _NESTED_FONT.sub("", _TEXT.sub(_plain_words, text))
-    text = text.replace("**", "^")
+    text = _ANNOUNCEMENT.sub("", text.replace("**", "^").strip())
     return " ".join(_unwrap(text).split())
 
 
@@ -127,7 +136,7 @@ def _unwrap(text: str) -> str:
     previous = None
     while previous != text:
         previous = text
-        text = _BOLD.sub(r"\2", text.strip())
+        text = re.sub(r"[\\\s]+$", "", _BOLD.sub(r"\2", text.strip()))
         if not re.search(r"(?:\.\.|dots)\s*\.$|\.\.$", text):
             text = re.sub(r"[\s.]+$", "", text) if re.search(r"[^.\s]", text) else ""
         for wrapper in _WRAPPERS:

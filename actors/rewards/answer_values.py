@@ -29,6 +29,7 @@ _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 _FRACTION = re.compile(
     r"([+-]?)\s*(\d+(?:\s*|\s*\+\s*|-and-))?\\frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))"
 )
+_REPEATING = re.compile(r"([+-]?)(\d{0,50})\.(\d{0,50})\\(?:overline|bar|dot)\s*\{(\d{1,50})\}")
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)")
 _SCIENTIFIC = re.compile(
     r"([+-]?(?:\d+\.?\d*|\.\d+))\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|([+-]?\d{1,3})))?"
@@ -91,6 +92,8 @@ def as_list(answer: Answer) -> Collection | None:
 def _read(text: str, *, depth: int) -> Answer:
     member = _MEMBER.fullmatch(text)
     text = (member[1] if member is not None else text).strip()
+    if text == r"\mathbb{R}":
+        text = r"(-\infty, \infty)"
     if _THOUSANDS.fullmatch(split_unit(text)[0]):
         return _read_value(text)
     parts = [part for piece in split_top(text, _OR) for part in split_top(piece, _LIST)]
@@ -199,6 +202,11 @@ def exact_number(text: str) -> Fraction | None:
     text = text.strip()
     if text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
+    match = _REPEATING.fullmatch(text)
+    if match is not None:
+        fixed, repeated = match[3] or "", match[4]
+        value = int(match[2] + fixed + repeated) - int((match[2] + fixed) or "0")
+        return _signed(match[1], Fraction(value, (10 ** len(repeated) - 1) * 10 ** len(fixed)))
     match = _MIXED.fullmatch(text)
     if match is not None:
         return _signed(match[1], _mixed(match[2], match[3], match[4]))

@@ -49,6 +49,7 @@ _ROOT = re.compile(r"(?<![A-Za-z])\\?sqrt\s*\(((?:[^()]|\([^()]*\))*)\)")
 _BARE_FUNCTION = re.compile(
     r"(?<![A-Za-z\\])(?:(a|arc)(?=sin|cos|tan))?(sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp)(?=\s*[({\s\d])"
 )
+_DEGREES = re.compile(r"(?<=(?:sin|cos|tan|cot|sec|csc))\s*(\d+)\s*\^\s*\{?\s*\\circ\s*\}?")
 _RELATION = re.compile(r"[<>]|\\(?:leq?|geq?|neq?|lt|gt)(?![a-zA-Z])")
 
 
@@ -217,7 +218,7 @@ def _latex(text: str) -> str:
     text = _BARE_FUNCTION.sub(lambda name: f"\\{'arc' if name[1] else ''}{name[2]} ", text)
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
     text = re.sub(r"(?<![A-Za-z\\])infinity(?![A-Za-z])", r"\\infty ", text)
-    text = normalize_latex(text, _NORMALISATION)
+    text = _DEGREES.sub(r"\\frac{\1 \\cdot \\pi}{180}", normalize_latex(text, _NORMALISATION))
     text = _MIXED.sub(r"(\1+\2)", text)
     text = _DECIMAL.sub(_fraction_of_decimal, text)
     text = text.replace("*", r" \cdot ")

@@ -30,4 +30,4 @@ class Gsm8kTask(TextTask):
         if boxed is not None:
             return boxed
         _, mark, rest = response.rpartition(ANSWER_MARK)
-        return (rest.partition("\n")[0].strip() or None) if mark else None
+        return (rest.partition("\n")[0].strip(" \t\r*") or None) if mark else None

@@ -82,6 +82,7 @@ def test_gsm8k_answer_is_the_box_or_what_follows_the_mark() -> None:
     task = Gsm8kTask()
     assert task.extract_answer("thus\n#### 12\n") == "12"
     assert task.extract_answer("#### 12\nbut no: \\boxed{13}") == "13"
+    assert task.extract_answer("**#### 12**\nbye") == "12"
     assert task.extract_answer("12") is None
 
 
