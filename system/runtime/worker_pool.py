@@ -27,6 +27,7 @@ from enum import Enum
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from system.runtime.call_queue import Call, CallQueue
 from system.runtime.deadlines import within
@@ -130,10 +131,13 @@ class WorkerPool:
         return len(self._queue)
 
     async def start(self) -> None:
-        """Start the desired workers. Raises WorkerDiedError when one does not start: nothing is replaced yet."""
+        """Start the desired workers; one whose process dies meanwhile is left to `supervise`.
+
+        Raises WorkerDiedError for one that lives and does not start, the configuration being the likely cause.
+        """
         async with asyncio.TaskGroup() as starts:
             for _ in range(self._desired - len(self._workers)):
-                starts.create_task(self._start(self._create(), is_replacement=False))
+                starts.create_task(self._start_first(self._create()))
 
     async def supervise(self, admit: Admit | None) -> None:
         """Keep the desired number of workers until cancelled. Raises PoolExhaustedError when too many are lost.
@@ -204,6 +208,13 @@ class WorkerPool:
         member = PoolMember(name=name, actor=self._create_actor(name), pool=self)
         self._workers.append(member)
         return member
+
+    async def _start_first(self, member: PoolMember) -> None:
+        try:
+            await self._start(member, is_replacement=False)
+        except WorkerDiedError as error:
+            if not isinstance(error.__cause__, RayError):
+                raise
 
     async def _start(self, member: PoolMember, *, is_replacement: bool) -> None:
         """STARTING to JOINING, or to SERVING where no weights are received. Raises WorkerDiedError."""

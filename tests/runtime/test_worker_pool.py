@@ -169,6 +169,20 @@ def test_first_start_that_fails_is_an_error_and_counts() -> None:
     run(scenario)
 
 
+def test_a_process_that_dies_in_the_first_start_is_replaced() -> None:
+    async def scenario() -> None:
+        pool = make_pool([FakeRollout(start_error=RayActorError()), opened(FakeRollout())], max_restarts=1)
+        await pool.start()
+        assert pool.members == ()
+        supervising = asyncio.create_task(pool.supervise(admit))
+        group: TrajectoryGroup = await generate(pool, 1)
+        assert group.group_id == 1
+        assert pool.num_removed == 1
+        supervising.cancel()
+
+    run(scenario)
+
+
 def test_the_only_worker_dies_and_its_replacements_die_while_they_join_until_the_pool_is_exhausted() -> None:
     async def scenario() -> None:
         pool = make_pool([opened(FakeRollout()) for _ in range(4)], max_restarts=3)
