@@ -38,6 +38,7 @@ OVERRIDES = [
     "rollout.cpus_per_worker=0.25",
     "rollout.max_restarts=1000",
     "rollout.group_timeout_seconds=15",
+    "rollout.start_timeout_seconds=90",
     "weight_sync.timeout_seconds=20",
     "tracker.wandb_mode=disabled",
 ]

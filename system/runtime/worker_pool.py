@@ -29,6 +29,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from system.errors import DeadlineError
 from system.runtime.call_queue import Call, CallQueue
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
@@ -110,6 +111,7 @@ class WorkerPool:
         self._changed = asyncio.Event()
         self._last_reason = ""
         self._fault: BaseException | None = None
+        self._has_started = False  # any worker, ever
         self.num_removed = 0
 
     @property
@@ -131,9 +133,9 @@ class WorkerPool:
         return len(self._queue)
 
     async def start(self) -> None:
-        """Start the desired workers; one whose process dies meanwhile is left to `supervise`.
+        """Start the desired workers; one that dies or hangs meanwhile is left to `supervise`.
 
-        Raises WorkerDiedError for one that lives and does not start, the configuration being the likely cause.
+        Raises WorkerDiedError for one that refuses to start, the configuration being the likely cause.
         """
         async with asyncio.TaskGroup() as starts:
             for _ in range(self._desired - len(self._workers)):
@@ -213,7 +215,7 @@ class WorkerPool:
         try:
             await self._start(member, is_replacement=False)
         except WorkerDiedError as error:
-            if not isinstance(error.__cause__, RayError):
+            if not isinstance(error.__cause__, RayError | DeadlineError):
                 raise
 
     async def _start(self, member: PoolMember, *, is_replacement: bool) -> None:
@@ -231,6 +233,7 @@ class WorkerPool:
             self._discard(member)
             raise
         if member.state is WorkerState.STARTING:
+            self._has_started = True
             member.num_ranks = num_ranks or 0
             member.state = WorkerState.JOINING
             if not self.settings.receives_weights:
@@ -242,7 +245,9 @@ class WorkerPool:
             await self._start(member, is_replacement=True)
             if admit is not None and member.state is WorkerState.JOINING:
                 await within(admit(member), who=member.name, what="join", seconds=self.settings.start_seconds)
-        except WorkerDiedError:
+        except WorkerDiedError as error:
+            if isinstance(error.__cause__, DeadlineError) and not self._has_started:
+                raise  # nobody ever started in time, and that is not worth max_restarts deadlines
             return  # counted where it was noticed
         except WORKER_FAILURES as error:
             if not is_worker_failure(error):

@@ -183,6 +183,24 @@ def test_a_process_that_dies_in_the_first_start_is_replaced() -> None:
     run(scenario)
 
 
+def test_a_worker_that_hangs_in_the_first_start_is_replaced_but_not_for_ever() -> None:
+    async def scenario() -> None:
+        hanging = [FakeRollout(is_hung=True) for _ in range(3)]
+        pool = make_pool([hanging[0], opened(FakeRollout())], max_restarts=9, start_seconds=0.05)
+        await pool.start()
+        supervising = asyncio.create_task(pool.supervise(admit))
+        group: TrajectoryGroup = await generate(pool, 1)
+        assert group.group_id == 1
+        supervising.cancel()
+        pool = make_pool(list(hanging[1:]), max_restarts=9, start_seconds=0.05)
+        await pool.start()
+        with pytest.raises(ExceptionGroup) as raised:
+            await pool.supervise(admit)
+        assert "did not finish 'start' within 0.05 s" in str(raised.value.exceptions[0])
+
+    run(scenario)
+
+
 def test_the_only_worker_dies_and_its_replacements_die_while_they_join_until_the_pool_is_exhausted() -> None:
     async def scenario() -> None:
         pool = make_pool([opened(FakeRollout()) for _ in range(4)], max_restarts=3)
