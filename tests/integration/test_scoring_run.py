@@ -55,11 +55,11 @@ def test_two_replicas_of_which_one_dies_give_the_same_metrics(undisturbed: Path,
     arguments = command(tmp_path, **INTUITOR | {"scorer__num_workers": 2, "scorer__cpus_per_worker": 0.125})
     with started(arguments, log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
-        replicas = [child for child in processes_of(process.pid) if "ScoringActor" in " ".join(child.cmdline())]
+        replicas = [child for child in processes_of(process.pid) if "ScoringWorker" in " ".join(child.cmdline())]
         assert len(replicas) == 2
         replicas[0].kill()
         assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
-    disturbed_names = ("scorer/num_", "weight_sync/num_receivers", "weight_sync/canary_max_abs_diff_nats")
+    disturbed_names = ("scorer/num_", "weight_sync/num_", "weight_sync/canary_max_abs_diff_nats")
     lines = metric_lines(tmp_path / "small")
     assert lines[-1]["metrics"]["scorer/num_restarts"] == 1
     for line, expected in zip(lines, metric_lines(undisturbed), strict=True):

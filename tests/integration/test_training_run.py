@@ -103,7 +103,7 @@ def test_learner_that_dies_ends_the_run_with_a_message_that_names_it(tmp_path: P
     with started(command(tmp_path, run__num_updates=500), log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
         family = processes_of(process.pid)
-        learners = [child for child in family if "LearnerActor" in " ".join(child.cmdline())]
+        learners = [child for child in family if "LearnerWorker" in " ".join(child.cmdline())]
         assert len(learners) == 2
         learners[1].kill()
         assert process.wait(60) == 2
