@@ -7,6 +7,7 @@ through it. A rank that dies or does not answer ends the run with an error that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray.exceptions import RayActorError
 
 from system.config.schema import LearnerConfig, ScorerConfig, WeightSyncConfig
 from system.data.file_stamps import FileStamp, write_synced
-from system.errors import ConfigError, LearnerDiedError
+from system.errors import ConfigError, DeadlineError, LearnerDiedError
 from system.records import StepResult, TrainingBatch
 from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
 from system.runtime.deadlines import within
@@ -84,6 +85,11 @@ class LearnerGroup:
     async def rendezvous(self) -> tuple[str, int]:
         """Rank 0's address and a free port on its node."""
         return await self._one(0, "rendezvous", seconds=self._weight_sync.timeout_seconds)
+
+    async def require_alive(self) -> None:
+        """Raise LearnerDiedError when a rank is gone; one that is too busy to answer is alive."""
+        with contextlib.suppress(DeadlineError):
+            await self._all("rendezvous", seconds=self._weight_sync.timeout_seconds)
 
     async def check_folder_is_shared(self, folder: Path) -> None:
         """Raise ConfigError unless every rank's node sees what is written into `folder` here."""

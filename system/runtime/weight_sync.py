@@ -107,8 +107,8 @@ class WeightSync:
     async def admit(self, member: PoolMember) -> None:
         """Bring one new member to the newest snapshot and let it serve, or remove it from its pool.
 
-        Touches neither the learner nor any other receiver. Raises SnapshotLostError when the snapshot died with the
-        learner: that is no fault of the member, which stays.
+        Touches neither the learner nor any other receiver. A snapshot that is lost is no fault of the member, which
+        stays: raises LearnerDiedError when the learner took it along, SnapshotLostError when no other one comes.
         """
         self._admitting.add(member)
         deadline = asyncio.get_running_loop().time() + 3 * self._load_seconds(member)
@@ -116,11 +116,13 @@ class WeightSync:
             while member.state is WorkerState.JOINING:
                 manifest = self._newest
                 if manifest is None:
-                    await self._next_publication(deadline)
+                    if not await self._next_publication(deadline):
+                        member.pool.remove(member, reason="no weights were published while it waited")
                     continue
                 try:
                     status = await self._load(member, manifest)
                 except SnapshotLostError:
+                    await self._learner_group.require_alive()  # between two steps nobody else would notice its death
                     if self._newest is manifest and not await self._next_publication(deadline):
                         raise
                     continue

@@ -75,6 +75,9 @@ class FakeLearnerGroup:
         self.version += 1
         return self.publish()
 
+    async def require_alive(self) -> None:
+        self._require_alive()
+
     async def rendezvous(self) -> tuple[str, int]:
         self._require_alive()
         return "127.0.0.1", 1

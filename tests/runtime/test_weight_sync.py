@@ -167,6 +167,16 @@ def test_a_worker_that_comes_before_the_first_publication_waits_for_it() -> None
     run(scenario)
 
 
+def test_a_worker_does_not_wait_for_ever_for_a_first_publication() -> None:
+    async def scenario(world: World) -> None:
+        member = world.rollouts.add(world.receiver("early"))
+        await world.sync.admit(member)
+        assert member.state is WorkerState.GONE
+        assert "no weights were published" in world.rollouts.removed[0]
+
+    run(scenario)
+
+
 def test_a_snapshot_that_died_with_its_learner_is_a_lost_load_and_not_a_lost_worker() -> None:
     async def scenario(world: World) -> None:
         await world.sync.update(world.learner.publish())
@@ -182,6 +192,20 @@ def test_a_snapshot_that_died_with_its_learner_is_a_lost_load_and_not_a_lost_wor
         await world.sync.update(await world.learner.step())
         await admission
         assert member.actor.generate() == (1, 1.0)
+
+    run(scenario)
+
+
+def test_a_worker_that_joins_after_the_learners_death_ends_the_run_at_once() -> None:
+    async def scenario(world: World) -> None:
+        await world.sync.update(world.learner.publish())
+        world.store.lose_everything()
+        world.learner.is_dead = True
+        member = world.rollouts.add(world.receiver("new"))
+        start = asyncio.get_running_loop().time()
+        with pytest.raises(LearnerDiedError):
+            await world.sync.admit(member)
+        assert asyncio.get_running_loop().time() - start < 1
 
     run(scenario)
 
