@@ -47,8 +47,8 @@ class Collective:
             changed = self.changed
             try:
                 await asyncio.wait_for(changed.wait(), left)
-            except TimeoutError:
-                continue
+            except TimeoutError:  # not once more: what is left may be too little to move the clock
+                raise WeightSyncError(f"{what} broke off") from None
 
 
 class FakeLearnerGroup:

@@ -1,7 +1,7 @@
 """A thousand random orders of steps, joins, deaths, hangs and stops: nobody serves another version than it says."""
 
 import asyncio
-import random as random_module
+import os
 
 import pytest
 
@@ -86,7 +86,7 @@ async def live(world: World) -> None:
 
 
 def test_no_receiver_serves_another_version_than_it_says() -> None:
-    first = random_module.randrange(10**6)
+    first = int(os.environ.get("CREDENCE_TEST_SEED", "0"))
     num_served = 0
     for seed in range(first, first + NUM_SEEDS):
         world = make_world_in_loop(seed)
@@ -105,10 +105,10 @@ def make_world_in_loop(seed: int) -> World:
     try:
         return run_in_virtual_time(build_and_live(), seconds=10_000)
     except BaseException:
-        print(f"failed with seed {seed}")
+        print(f"failed with CREDENCE_TEST_SEED={seed}")
         raise
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [0, 251942])
 def test_one_seed_gives_one_order(seed: int) -> None:
     assert make_world_in_loop(seed).rollouts.removed == make_world_in_loop(seed).rollouts.removed
