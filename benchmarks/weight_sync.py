@@ -41,7 +41,7 @@ SIZES_MB = (10, 100, 1000)
 NUM_RECEIVERS = (1, 2, 4)
 SECONDS_PER_CELL = {10: 4.0, 100: 10.0, 1000: 24.0}
 WAYS = ("plain", "broadcast", "store")
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 8 << 20  # as in configs/demo.yaml
 TIMEOUT_SECONDS = 60.0
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from learner.deepspeed_engine import DeepSpeedEngine
 from learner.scoring_snapshots import ScoringSnapshots
 from system.errors import NotFiniteError
 from system.records import FloatArray
-from system.weights.digest import checksum, slot_view, snapshot_digest
+from system.weights.digest import both_sums, slot_view, snapshot_digest
 from system.weights.manifest import Bucket, WeightsManifest, plan_buckets
 from system.weights.store import Bytes
 
@@ -98,7 +98,7 @@ class SnapshotPublisher:
     def _copied(self, planned: Bucket, *, must_be_finite: bool) -> tuple[Bucket, torch.Tensor]:
         """The gathered tensors of a bucket in one host buffer, and the bucket with their checksums."""
         buffer = torch.zeros(planned.num_bytes, dtype=torch.uint8)
-        checksums = []
+        sums = []
         for slot in planned.slots:
             full = self._parameters[slot.name].detach()
             if must_be_finite and not bool(torch.isfinite(full).all()):
@@ -106,9 +106,9 @@ class SnapshotPublisher:
                 raise NotFiniteError(
                     f"the weights are broken: {num_bad} of {full.numel()} values of {slot.name} are NaN or infinite"
                 )
-            checksums.append(checksum(full))  # on the device of the learner, before the copy that it vouches for
+            sums.append(both_sums(full))  # on the device of the learner, before the copy that it vouches for
             slot_view(buffer, slot).copy_(full)
-        values = torch.stack(checksums).tolist()
+        values = torch.stack(sums).tolist()
         slots = tuple(
             replace(slot, checksum=value, content_sum=content)
             for slot, (value, content) in zip(planned.slots, values, strict=True)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from system.errors import CheckpointError
-from system.weights.digest import checksum, named_tensors, slot_view, snapshot_digest
+from system.weights.digest import both_sums, named_tensors, slot_view, snapshot_digest
 from system.weights.manifest import Bucket, WeightsManifest, from_plain, to_plain
 from system.weights.store import Buckets, Bytes
 
@@ -133,7 +133,7 @@ class AveragedSnapshot(NewestSnapshot):
         for slot in bucket.slots:
             view = slot_view(averaged, slot)
             view.copy_(self._average[slot.name])
-            value, content = checksum(view).tolist()
+            value, content = both_sums(view).tolist()
             slots.append(replace(slot, checksum=value, content_sum=content))
         self._buckets.append(replace(bucket, slots=tuple(slots)))
         self._references.append(self._put(averaged.numpy()))

@@ -244,7 +244,7 @@ class WeightSyncConfig:
         "broadcast",
     )
     backend: Literal["gloo", "nccl"] = key("Broadcast from learner rank 0 to rollout workers.", "gloo")
-    bucket_mib: int = key("Weights are gathered, stored and sent in buckets of about this size.", 64, minimum=1)
+    bucket_mib: int = key("Weights are gathered, stored and sent in buckets of about this size.", 16, minimum=1)
     timeout_seconds: float = key("Deadline to publish, to open a broadcast, to send, and to load.", 120.0, above=0)
     canary_tolerance_nats: float | None = key(
         "Largest log-probability difference between learner and receiver; null: 8 times what it is at the first load, "

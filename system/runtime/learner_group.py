@@ -23,6 +23,7 @@ from system.records import StepResult, TrainingBatch
 from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
+from system.weights.broadcast import call_off
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
 from system.weights.store import check_capacity
 
@@ -81,6 +82,10 @@ class LearnerGroup:
     async def broadcast(self, manifest: WeightsManifest) -> None:
         """Send a snapshot to the receivers of the weight group. Raises what the sender raises."""
         await self._one(0, "broadcast", seconds=2 * self._weight_sync.timeout_seconds, manifest=manifest)
+
+    async def call_off(self, spec: WeightGroupSpec, *, reason: str) -> None:
+        """Let rank 0 and the receivers stop waiting for one of them that is lost. Never raises."""
+        await asyncio.to_thread(call_off, spec, reason=reason)
 
     async def rendezvous(self) -> tuple[str, int]:
         """Rank 0's address and a free port on its node."""

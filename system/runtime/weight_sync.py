@@ -6,7 +6,8 @@
 
 | wait               | for                                  | bounded by                                   |
 |--------------------|--------------------------------------|----------------------------------------------|
-| join, broadcast    | rank 0 and all members of the group  | weight_sync.timeout_seconds, then the store  |
+| join, broadcast    | rank 0 and all members of the group  | a death (it calls the others off),           |
+|                    |                                      | weight_sync.timeout_seconds; then the store  |
 | load               | one member                           | its own deadline, then it is replaced        |
 
 Nothing here waits for one worker on account of another, but the broadcast; and no lock is held. A receiver that dies,
@@ -20,7 +21,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,17 @@ from system.weights.canary import CanaryTolerance, refusal
 from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
 
 _log = logging.getLogger(__name__)
+
+
+Answer = Awaitable[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenGroup:
+    """Who is in the process group of the broadcasts."""
+
+    spec: WeightGroupSpec
+    members: tuple[PoolMember, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +79,7 @@ class WeightSync:
         self._newest: WeightsManifest | None = None
         self._published = asyncio.Event()  # replaced at each publication
         self._admitting: set[PoolMember] = set()
-        self._group_members: tuple[PoolMember, ...] = ()  # of the open weight group; () none
+        self._group: _OpenGroup | None = None
         self._former_members: tuple[PoolMember, ...] = ()  # rollout workers of the last update
         self._group_numbers = itertools.count()
         self._secret = secrets.token_hex(32)
@@ -90,7 +102,7 @@ class WeightSync:
             if isinstance(result, BaseException):
                 raise result
             statuses |= result
-        num_from_store = len(statuses) if not self._group_members else len(statuses) - len(self._group_members)
+        num_from_store = len(statuses) - (0 if self._group is None else len(self._group.members))
         self._settle(statuses, manifest)
         pauses = [statuses[member].pause_seconds for member in rollouts if member in statuses]
         return SyncReport(
@@ -148,7 +160,7 @@ class WeightSync:
         if self._config.transfer == "broadcast" and is_settled:
             statuses = await self._broadcast(manifest, members)
         else:
-            self._group_members = ()
+            self._group = None
         self._former_members = members
         left = [member for member in members if member not in statuses and member.state is not WorkerState.GONE]
         return statuses | await self._load_all(left, manifest)
@@ -157,23 +169,24 @@ class WeightSync:
         self, manifest: WeightsManifest, members: tuple[PoolMember, ...]
     ) -> dict[PoolMember, ReceiverStatus]:
         """The status of those who received everything."""
-        if members != self._group_members and not await self._open_group(members):
+        group = self._group
+        if group is None or group.members != members:
+            group = await self._open_group(members)
+        self._group = None
+        if group is None:
             return {}
-        answers: list[Any] = await asyncio.gather(
-            self._learner_group.broadcast(manifest),
-            *(self._ask(member, "receive_broadcast", manifest) for member in members),
-            return_exceptions=True,
-        )
-        self._group_members = members if self._is_well(answers) else ()
+        receives = [self._ask(member, "receive_broadcast", manifest) for member in members]
+        answers = await self._together(group.spec, self._learner_group.broadcast(manifest), receives)
+        if self._is_well(answers):
+            self._group = group
         return {
             member: status
             for member, status in zip(members, answers[1:], strict=True)
             if isinstance(status, ReceiverStatus)
         }
 
-    async def _open_group(self, members: tuple[PoolMember, ...]) -> bool:
-        """Open a process group of rank 0 and `members`; False when somebody did not come."""
-        self._group_members = ()
+    async def _open_group(self, members: tuple[PoolMember, ...]) -> _OpenGroup | None:
+        """A process group of rank 0 and `members`; None when somebody did not come."""
         host, port = await self._learner_group.rendezvous()
         spec = WeightGroupSpec(
             group_name=f"weights-{next(self._group_numbers)}",
@@ -185,15 +198,26 @@ class WeightSync:
             secret=self._secret,
         )
         first_ranks = itertools.accumulate((member.num_ranks for member in members), initial=1)
-        answers = await asyncio.gather(
-            self._learner_group.open_weight_group(spec),
-            *(
-                self._ask(member, "join_weight_group", spec, first_rank)
-                for member, first_rank in zip(members, first_ranks, strict=False)
-            ),
-            return_exceptions=True,
-        )
-        return self._is_well(answers)
+        joins = [
+            self._ask(member, "join_weight_group", spec, first_rank)
+            for member, first_rank in zip(members, first_ranks, strict=False)
+        ]
+        answers = await self._together(spec, self._learner_group.open_weight_group(spec), joins)
+        return _OpenGroup(spec=spec, members=members) if self._is_well(answers) else None
+
+    async def _together(self, spec: WeightGroupSpec, send: Answer, receives: Sequence[Answer]) -> list[Any]:
+        """The answers and errors of one collective, the sender's first. When one fails, the others stop waiting."""
+        calls = [asyncio.ensure_future(call) for call in (send, *receives)]
+        try:
+            done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+            has_sender_left = calls[0] in done and calls[0].exception() is not None
+            if waiting and not has_sender_left:
+                reason = next(str(call.exception()) for call in done if call.exception() is not None)
+                await self._learner_group.call_off(spec, reason=reason)
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            for call in calls:
+                call.cancel()
 
     def _is_well(self, answers: Sequence[Any]) -> bool:
         """Whether a collective went well on all ends; what broke off is left to the store."""

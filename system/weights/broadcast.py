@@ -5,8 +5,10 @@ Never used to admit a receiver, and whatever a broken broadcast leaves behind lo
 
     WeightGroup(spec, rank)             all ranks; rank 0 listens on its node's address
     send_buckets | receive_buckets      bucket k is on its way while k+1 is packed / k-1 unpacked
+    call_off(spec, reason)              anybody with the secret: the ranks stop waiting for one that is known to be lost
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -22,14 +24,17 @@ import torch.distributed as dist
 from system.errors import DeadlineError, WeightSyncError
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
 
-_POLL_SECONDS = 0.0005
+_POLL_SECONDS = 0.0002
+_CALLED_OFF = "called off"  # key of the group's store: the reason
+_CALL_OFF_CHECK_SECONDS = 0.05  # between two looks at it
 
 
 class WeightGroup:
     """A process group of its own (never the default group) for one membership of sender and receivers.
 
     Construction returns when all `spec.world_size` ranks are there. Raises DeadlineError naming the
-    ranks (or the sender's address) that did not come within `spec.timeout_seconds`.
+    ranks (or the sender's address) that did not come within `spec.timeout_seconds`, WeightSyncError when it
+    was called off meanwhile.
     """
 
     def __init__(self, spec: WeightGroupSpec, *, rank: int) -> None:
@@ -55,11 +60,17 @@ class WeightGroup:
     def wait(self, work: dist.Work, *, deadline: float, what: str) -> None:
         """Wait until `work` is done.
 
-        Raises DeadlineError after `deadline` (monotonic seconds), WeightSyncError when a peer broke off.
+        Raises DeadlineError after `deadline` (monotonic seconds), WeightSyncError when a peer broke off or when the
+        group was called off.
         """
+        next_look = time.monotonic() + _CALL_OFF_CHECK_SECONDS
         while not work.is_completed():
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > deadline:
                 raise DeadlineError(self._peers(), what=what, seconds=self.spec.timeout_seconds)
+            if now > next_look:
+                _raise_if_called_off(self._keys, self.spec, what=what)
+                next_look = now + _CALL_OFF_CHECK_SECONDS
             time.sleep(_POLL_SECONDS)
         try:
             work.wait()
@@ -78,6 +89,16 @@ class WeightGroup:
         if self.rank == 0:
             return f"a receiver (ranks 1 to {self.spec.world_size - 1}) of weight group {self.spec.group_name}"
         return f"the weight sender at {self.spec.host}:{self.spec.port}"
+
+
+def call_off(spec: WeightGroupSpec, *, reason: str) -> None:
+    """Make all ranks that wait in the group, or for it to open, raise WeightSyncError now. Never raises.
+
+    For whoever knows that a rank is lost: the others cannot see it before the deadline while they wait for it.
+    """
+    with contextlib.suppress(DeadlineError, dist.DistError):  # the sender has left: there is nothing to call off
+        keys = dist.PrefixStore(_proof(spec, of="prefix"), _open_store(spec, rank=1))
+        keys.set(_CALLED_OFF, reason)
 
 
 def send_buckets(
@@ -166,17 +187,18 @@ def _meet(store: dist.Store, spec: WeightGroupSpec, *, rank: int, deadline: floa
     A rank signs with the run's secret; one that cannot is not counted as there, and gets no open door.
     """
     door = "open"
+    what = f"open weight group {spec.group_name}"
     if rank != 0:
         store.set(f"joined/{rank}", _proof(spec, of=f"rank {rank}"))
-        is_open = _wait_for_key(store, door, deadline=deadline)
+        is_open = _wait_for_key(store, door, spec, deadline=deadline)
         if not is_open or not hmac.compare_digest(store.get(door).decode(), _proof(spec, of=door)):
             who = f"the weight sender at {spec.host}:{spec.port} (it waits for all {spec.world_size} ranks)"
-            raise DeadlineError(who, what=f"open weight group {spec.group_name}", seconds=spec.timeout_seconds)
+            raise DeadlineError(who, what=what, seconds=spec.timeout_seconds)
         return
     missing = []
     for other in range(1, spec.world_size):
         key = f"joined/{other}"
-        is_there = _wait_for_key(store, key, deadline=deadline)
+        is_there = _wait_for_key(store, key, spec, deadline=deadline)
         if not is_there or not hmac.compare_digest(store.get(key).decode(), _proof(spec, of=f"rank {other}")):
             missing.append(str(other))
     if missing:
@@ -190,9 +212,23 @@ def _proof(spec: WeightGroupSpec, *, of: str) -> str:
     return hmac.new(spec.secret.encode(), message, hashlib.sha256).hexdigest()
 
 
-def _wait_for_key(store: dist.Store, key: str, *, deadline: float) -> bool:
+def _wait_for_key(store: dist.Store, key: str, spec: WeightGroupSpec, *, deadline: float) -> bool:
+    """Whether `key` was set before `deadline`. Raises WeightSyncError when the group is called off."""
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            store.wait([key], timedelta(seconds=max(min(left, _CALL_OFF_CHECK_SECONDS), 0.001)))
+            return True
+        except dist.DistError:
+            if left <= 0:
+                return False
+        _raise_if_called_off(store, spec, what=f"open weight group {spec.group_name}")
+
+
+def _raise_if_called_off(store: dist.Store, spec: WeightGroupSpec, *, what: str) -> None:
     try:
-        store.wait([key], timedelta(seconds=max(deadline - time.monotonic(), 0.01)))
-    except dist.DistError:
-        return False
-    return True
+        is_called_off = store.check([_CALLED_OFF])
+    except dist.DistError as error:
+        raise WeightSyncError(f"{what}: the weight sender at {spec.host}:{spec.port} has left: {error}") from error
+    if is_called_off:
+        raise WeightSyncError(f"{what}: called off: {store.get(_CALLED_OFF).decode()}")

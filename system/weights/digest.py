@@ -12,31 +12,41 @@ import torch
 from system.errors import WeightSyncError
 from system.weights.manifest import Bucket, TensorSlot, WeightsManifest
 
-_CHUNK_WORDS = 1 << 18  # 2 MiB of scratch for one multiplication
+_CHUNK_WORDS = 1 << 17  # 1 MiB of scratch, which stays in a processor's cache
 
 
 def checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """int64 [2]: the tensor's bytes as (checksum, content sum), on its device with one chunk of scratch memory.
+    """int64 scalar on the tensor's device: sees every change, also of the order. One chunk of scratch memory.
 
     With 64-bit little-endian words x[i] (last word zero-padded), modulo 2^64,
 
         checksum     c = sum_j m^j * sum_i mix(x[j * C + i]) * w[i]        C words a chunk, m and w[i] odd
-        content sum  s = sum_i mix(x[i])                                   mix(v) = v xor (v >> 29)
+        content sum  s = sum_i mix(x[i])                                   mix(v) = v xor (v >> 29), `>>` with its sign
 
     A change of any single word changes c for certain, because every factor and `mix` is invertible. Without `mix`
-    an even number of flipped signs (the highest bit) would cancel. s does not see the order: so it can be compared
-    with what an engine holds in fused, sharded or zero-padded matrices, as long as words are not torn apart.
+    an even number of flipped signs (the highest bit) would cancel.
     """
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    total = torch.zeros((), dtype=torch.int64, device=data.device)
-    content = total.clone()
-    weights = _chunk_weights(data.device)
-    for start in range(0, data.numel(), _CHUNK_WORDS * 8):
-        words = _as_words(data[start : start + _CHUNK_WORDS * 8])
-        mixed = (words >> 29).bitwise_and_((1 << 35) - 1).bitwise_xor_(words)  # `>>` alone drags the sign along
-        content = content + mixed.sum()
-        total = total * _signed(0xD1342543DE82EF95) + mixed.mul_(weights[: words.numel()]).sum()
-    return torch.stack([total, content])
+    weights = _chunk_weights(tensor.device)
+    return _joined([(mixed.mul_(weights[: mixed.numel()])).sum() for mixed in _mixed_chunks(tensor)])
+
+
+def content_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """int64 scalar: s of `checksum`, which does not see the order.
+
+    So it can be compared with what an engine holds in fused, sharded or zero-padded matrices, as long as words are not
+    torn apart.
+    """
+    return torch.stack([mixed.sum() for mixed in _mixed_chunks(tensor)]).sum()
+
+
+def both_sums(tensor: torch.Tensor) -> torch.Tensor:
+    """int64 [2]: (checksum, content sum) in one pass."""
+    weights = _chunk_weights(tensor.device)
+    contents, sums = [], []
+    for mixed in _mixed_chunks(tensor):
+        contents.append(mixed.sum())
+        sums.append(mixed.mul_(weights[: mixed.numel()]).sum())
+    return torch.stack([_joined(sums), torch.stack(contents).sum()])
 
 
 def snapshot_digest(slots: Iterable[TensorSlot]) -> str:
@@ -68,7 +78,7 @@ def named_tensors(buffer: torch.Tensor, bucket: Bucket) -> list[tuple[str, torch
 def check_bucket(buffer: torch.Tensor, bucket: Bucket, *, policy_version: int) -> None:
     """Raises WeightSyncError naming the first tensor whose bytes are not those that were published."""
     checksums = torch.stack([checksum(tensor) for _, tensor in named_tensors(buffer, bucket)]).tolist()
-    for slot, (value, _) in zip(bucket.slots, checksums, strict=True):
+    for slot, value in zip(bucket.slots, checksums, strict=True):
         if value != slot.checksum:
             raise WeightSyncError(f"{slot.name} of policy version {policy_version} arrived with other bytes than sent")
 
@@ -80,6 +90,22 @@ def checked_buckets(
     for buffer, bucket in zip(buffers, manifest.buckets, strict=True):
         check_bucket(buffer, bucket, policy_version=manifest.policy_version)
         yield named_tensors(buffer, bucket)
+
+
+def _mixed_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """int64 [<= C]: mix of the words of each chunk, to be written over; at least one chunk."""
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for start in range(0, max(data.numel(), 1), _CHUNK_WORDS * 8):
+        words = _as_words(data[start : start + _CHUNK_WORDS * 8])
+        yield (words >> 29).bitwise_xor_(words)
+
+
+def _joined(sums: list[torch.Tensor]) -> torch.Tensor:
+    """sum_j m^j * sums[j], modulo 2^64."""
+    if len(sums) == 1:
+        return sums[0]
+    powers = [_signed(pow(0xD1342543DE82EF95, j, 1 << 64)) for j in range(len(sums))]
+    return (torch.stack(sums) * torch.tensor(powers, device=sums[0].device)).sum()
 
 
 @functools.cache

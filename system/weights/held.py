@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from system.errors import WeightSyncError
-from system.weights.digest import checksum
+from system.weights.digest import content_sum
 from system.weights.manifest import ITEM_BYTES, TensorSlot, WeightsManifest
 
 _WORD_BYTES = 8
@@ -23,7 +23,7 @@ def describe_held(parameters: Mapping[str, torch.Tensor]) -> dict[str, Held]:
     """Every parameter of one process whose rows are whole words."""
     return {
         name: (
-            int(checksum(parameter)[1]),
+            int(content_sum(parameter)),
             parameter.numel() * parameter.element_size(),
             str(parameter.dtype).removeprefix("torch."),
         )

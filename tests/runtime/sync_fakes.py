@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 10.0
 
 
 class Collective:
-    """One broadcast group: it works when all ranks take part, and breaks for all when one dies."""
+    """One broadcast group: it works when all ranks take part, and breaks for all when it is called off."""
 
     def __init__(self, spec: WeightGroupSpec) -> None:
         self.spec = spec
@@ -89,6 +89,13 @@ class FakeLearnerGroup:
         COLLECTIVES[spec.group_name, spec.secret] = group
         await group.wait_until(lambda: len(group.joined) == spec.world_size - 1, what="join")
 
+    async def call_off(self, spec: WeightGroupSpec, *, reason: str) -> None:
+        self.events.append(f"call off: {reason}")
+        group = COLLECTIVES.get((spec.group_name, spec.secret))
+        if group is not None:
+            group.is_broken = True
+            group.notify()
+
     async def broadcast(self, manifest: WeightsManifest) -> None:
         self._require_alive()
         group = self.collective
@@ -144,10 +151,8 @@ class FakeReceiver:
         return Remote(call)
 
     def die(self) -> None:
+        """Its peers do not notice by themselves, as with NCCL, or while a group opens."""
         self.is_dead = True
-        if self._group is not None:
-            self._group.is_broken = True
-            self._group.notify()
 
     def generate(self) -> tuple[int, float]:
         """The version that its tokens say, and the weight that drew them."""

@@ -8,7 +8,7 @@ import pytest
 
 from system.errors import LearnerDiedError, SnapshotLostError, WeightSyncError
 from system.runtime.worker_pool import WorkerState
-from tests.runtime.sync_fakes import World, make_world
+from tests.runtime.sync_fakes import TIMEOUT_SECONDS, World, make_world
 from tests.virtual_time import run_in_virtual_time
 
 
@@ -59,12 +59,16 @@ def test_an_update_without_any_receiver_ends() -> None:
     run(scenario)
 
 
-def test_the_death_of_one_receiver_in_a_broadcast_costs_no_other_one() -> None:
+@pytest.mark.parametrize("moment", ["join_weight_group", "receive_broadcast"])
+def test_the_death_of_one_receiver_in_a_broadcast_costs_no_other_one(moment: str) -> None:
     async def scenario(world: World) -> None:
         dying, b, c = world.start("dying", "b", "c")
         await world.sync.update(world.learner.publish())
-        dying.dies_at = "receive_broadcast"
+        dying.dies_at = moment
+        start = asyncio.get_running_loop().time()
         report = await world.sync.update(await world.learner.step())
+        # the others are told at once, and do not wait for it until their deadline
+        assert asyncio.get_running_loop().time() - start < 0.5 * TIMEOUT_SECONDS
         assert (report.num_receivers, report.num_from_store) == (2, 2)
         assert b.generate() == c.generate() == (1, 1.0)
         assert len(world.rollouts.removed) == 1

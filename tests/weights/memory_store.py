@@ -8,7 +8,7 @@ import torch
 
 from system.errors import SnapshotLostError
 from system.records import FloatArray
-from system.weights.digest import checksum, slot_view, snapshot_digest
+from system.weights.digest import both_sums, slot_view, snapshot_digest
 from system.weights.manifest import Bucket, WeightsManifest, plan_buckets
 from system.weights.store import Bytes
 
@@ -58,7 +58,7 @@ class MemoryStore:
             slots = []
             for slot in bucket.slots:
                 slot_view(buffer, slot).copy_(tensors[slot.name].detach())
-                value, content = checksum(tensors[slot.name]).tolist()
+                value, content = both_sums(tensors[slot.name]).tolist()
                 slots.append(replace(slot, checksum=value, content_sum=content))
             buckets.append(replace(bucket, slots=tuple(slots)))
             references.append(self.put(buffer.numpy()))

@@ -1,5 +1,6 @@
 """Broadcasts between threads over Gloo: what arrives, who is named when it does not, and who is let in."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from system.errors import DeadlineError, WeightSyncError
-from system.weights.broadcast import WeightGroup, receive_buckets, send_buckets
+from system.weights.broadcast import WeightGroup, call_off, receive_buckets, send_buckets
 from system.weights.digest import checked_buckets
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
 from tests.weights.memory_store import MemoryStore, some_tensors
@@ -111,6 +112,50 @@ def test_the_sender_names_the_receiver_that_did_not_join(make_spec: Callable[...
         with pytest.raises(DeadlineError, match="it waits for all 4 ranks"):
             groups[1].result()
     assert time.monotonic() - start < 10
+
+
+def test_whoever_waits_for_a_lost_receiver_ends_as_soon_as_the_group_is_called_off(
+    make_spec: Callable[..., WeightGroupSpec],
+) -> None:
+    spec = make_spec(world_size=3, timeout_seconds=60.0)
+    start = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        groups = [threads.submit(WeightGroup, spec, rank=rank) for rank in (0, 1)]
+        time.sleep(0.3)
+        assert not any(group.done() for group in groups)
+        call_off(spec, reason="rollout worker 1 died")
+        for group in groups:
+            with pytest.raises(
+                WeightSyncError, match="open weight group test: (called off: rollout worker 1 died|.* has left)"
+            ):
+                group.result()
+    assert time.monotonic() - start < 20
+
+
+def test_a_broadcast_in_which_a_receiver_is_silent_ends_as_soon_as_it_is_called_off(
+    make_spec: Callable[..., WeightGroupSpec],
+) -> None:
+    spec, store = make_spec(world_size=3, timeout_seconds=60.0), MemoryStore()
+    manifest = store.publish({"large": torch.zeros(4_000_000)}, policy_version=7)  # more than the sockets buffer
+    start = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        opening = [threads.submit(lambda rank: WeightGroup(spec, rank=rank), rank) for rank in range(3)]
+        sender, receiver, silent = (group.result() for group in opening)
+        sending = threads.submit(send, sender, store, manifest)
+        receiving = threads.submit(receive, receiver, manifest)  # may get all of it, in whatever order Gloo relays
+        time.sleep(0.3)
+        assert not sending.done()
+        call_off(spec, reason="rollout worker 1 hangs")
+        with pytest.raises(WeightSyncError, match="called off: rollout worker 1 hangs"):
+            sending.result()
+        with contextlib.suppress(WeightSyncError):
+            receiving.result()
+    silent.close()
+    assert time.monotonic() - start < 20
+
+
+def test_calling_off_a_group_whose_sender_is_gone_does_nothing(make_spec: Callable[..., WeightGroupSpec]) -> None:
+    call_off(make_spec(world_size=2, timeout_seconds=1.0), reason="too late")
 
 
 def test_a_receiver_names_the_sender_that_is_not_there(make_spec: Callable[..., WeightGroupSpec]) -> None:
