@@ -17,10 +17,11 @@ _SYMBOLS = {
     "°": r"^{\circ}", "…": r"\ldots ",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "∨": r"\lor ", "∧": r"\land ", "″": "''",
     "\u00a0": "~", "\u2009": r"\,", "\u202f": r"\,", "\u2007": r"\,", "\u2008": r"\,", "\u200a": r"\,", "\u3000": "~",
-    "’": "'", "′": "'", "“": '"', "”": '"', "，": ",", "．": ".", "（": "(", "）": ")", "＝": "=", "﹣": "-",
+    "’": "'", "′": "'", "“": '"', "”": '"', "﹣": "-",
     "€": r"\euro ", "£": r"\pounds ",
 }  # fmt: skip
-_TRANSLATION = str.maketrans(_SYMBOLS)
+_FULL_WIDTH = {chr(0xFF01 + offset): chr(0x21 + offset) for offset in range(94)}  # ５ is 5
+_TRANSLATION = str.maketrans(_FULL_WIDTH | _SYMBOLS)
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉"
 _RAISED_TO = str.maketrans(_RAISED, "0123456789+-")

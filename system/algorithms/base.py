@@ -84,6 +84,7 @@ class Algorithm:
     Options: ClassVar[type] = NoOptions
     metric_definitions: ClassVar[tuple[MetricDefinition, ...]] = ()
     figure: ClassVar[HeatMapFigure | None] = None
+    min_completions: ClassVar[int] = 2  # of a prompt: 2 where they are compared with each other
 
     def __init__(self, options: Any, *, context: Context) -> None:
         """Raises ConfigError when the task cannot serve this algorithm."""

@@ -26,6 +26,7 @@ class ReinforcePlusPlus(Algorithm):
     """A_i = (r_i - mean r) / (std r + 1e-8), mean and std over all sampled tokens of valid trajectories."""
 
     Options = ReinforcePlusPlusOptions
+    min_completions = 1
 
     def __init__(self, options: ReinforcePlusPlusOptions, *, context: Context) -> None:
         super().__init__(options, context=context)

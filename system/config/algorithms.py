@@ -55,7 +55,16 @@ def evidence_of(algorithm: AlgorithmConfig) -> Any:
 
 def check_algorithm(config: Config) -> None:
     """The algorithm exists, has these options, and can work with this reward and task. Raises ConfigError."""
-    algorithm_class(config.algorithm.name).check(
+    algorithm, completions = algorithm_class(config.algorithm.name), config.batch.completions_per_prompt
+    if completions < algorithm.min_completions:
+        raise ConfigError(
+            "batch.completions_per_prompt",
+            given=completions,
+            expected=f"at least {algorithm.min_completions}: algorithm.name={config.algorithm.name} compares the "
+            "completions of a prompt",
+            fix="e.g. batch.completions_per_prompt=8",
+        )
+    algorithm.check(
         algorithm_options(config.algorithm),
         weights=reward_weights(config.reward),
         normalise_terms=config.reward.normalise_terms,

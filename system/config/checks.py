@@ -107,27 +107,12 @@ def check_task(task: TaskConfig, *, evaluation: EvaluationConfig) -> None:
 def check_batch(config: Config) -> None:
     batch, ranks = config.batch, config.learner.num_ranks
     samples = batch.prompts_per_step * batch.completions_per_prompt
-    if batch.completions_per_prompt < 2:
-        raise ConfigError(
-            "batch.completions_per_prompt",
-            given=batch.completions_per_prompt,
-            expected="at least 2, because grpo compares the completions of a group",
-            fix="e.g. batch.completions_per_prompt=8",
-        )
     if samples < ranks * batch.optimizer_steps:
         raise ConfigError(
             "batch.optimizer_steps",
             given=batch.optimizer_steps,
             expected=f"at most {samples // ranks}, so that each step has a completion for each of the {ranks} ranks",
             fix="lower it, or raise batch.prompts_per_step",
-        )
-    if samples % ranks:
-        nearest = _next_divisible(batch.prompts_per_step, batch.completions_per_prompt, ranks)
-        raise ConfigError(
-            "batch.prompts_per_step * batch.completions_per_prompt",
-            given=f"{batch.prompts_per_step} * {batch.completions_per_prompt} = {samples}",
-            expected=f"a multiple of learner.num_ranks={ranks}, so that every rank has the same work",
-            fix=f"e.g. batch.prompts_per_step={nearest}",
         )
     longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
     if batch.tokens_per_microbatch < longest:
@@ -137,12 +122,6 @@ def check_batch(config: Config) -> None:
             expected=f"at least {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens, one sequence",
             fix=f"batch.tokens_per_microbatch={longest}, or shorter completions",
         )
-
-
-def _next_divisible(prompts: int, completions: int, ranks: int) -> int:
-    while prompts * completions % ranks:
-        prompts += 1
-    return prompts
 
 
 def check_rollout(rollout: RolloutConfig) -> None:
