@@ -24,6 +24,8 @@ def make_options(kind: type[T], values: Mapping[str, object], *, prefix: str) ->
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             fix = f"did you mean {prefix}.{near[0]}?" if near else "remove it"
+            if value is None and ":" in str(name):
+                fix = f"YAML wants a space after the colon: {str(name).replace(':', ': ', 1)}"
             expected = f"one of {', '.join(known)}" if known else "no options"
             raise ConfigError(f"{prefix}.{name}", given=value, expected=expected, fix=fix)
         if not _fits(value, annotation=hints[name]):

@@ -112,6 +112,8 @@ CONTRADICTIONS = [
     wrong("rollout.dtype=bfloat16", "weight_sync.canary_tolerance_nats=1e-4",
           message=r"weight_sync.canary_tolerance_nats: given 0.0001, expected null \(calibrated\), or at least 0.01 "
           r"when .* bfloat16. .*"),
+    wrong("reward.terms=[{scorer:verifier}]",
+          message=r"reward.terms\[0\].scorer:verifier: .* Fix: YAML wants a space after the colon: scorer: verifier"),
     wrong("reward.terms=[{scorer: verifier, weight: 0}]",
           message=r"reward.terms: given '0 x verifier', expected at least one weight .*"),
     wrong("scorer.mode=ema", message=r"scorer.mode: given 'ema', expected online, as neither a reward term nor the "
