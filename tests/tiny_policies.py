@@ -13,7 +13,7 @@ NUM_TOKENIZER_ENTRIES = 512
 NUM_EMBEDDINGS = 576  # as in real models, more than the tokenizer knows
 
 
-def make_policy(folder: Path, *, is_tied: bool) -> Path:
+def make_policy(folder: Path, *, is_tied: bool, hidden_size: int = 128) -> Path:
     """Write model and tokenizer. A random policy seldom draws the end token: completions are long."""
     characters = [chr(code) for code in range(33, 33 + NUM_TOKENIZER_ENTRIES - 3)]
     entries = {entry: index for index, entry in enumerate(["<pad>", "<end>", "<unknown>", *characters])}
@@ -27,7 +27,7 @@ def make_policy(folder: Path, *, is_tied: bool) -> Path:
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=NUM_EMBEDDINGS,
-            hidden_size=128,  # heads of 32: vLLM's CPU attention knows no smaller ones
+            hidden_size=hidden_size,  # 128 are heads of 32: vLLM's CPU attention knows no smaller ones
             intermediate_size=256,
             num_hidden_layers=2,
             num_attention_heads=4,

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
-from system.errors import DeadlineError
+from ray.exceptions import RayTaskError
+
+from system.errors import CredenceError, DeadlineError
 
 Result = TypeVar("Result")
 
@@ -20,7 +22,8 @@ async def within(awaitable: Awaitable[Result], *, who: str, what: str, seconds: 
 async def all_within(awaitables: Mapping[str, Awaitable[Result]], *, what: str, seconds: float) -> dict[str, Result]:
     """The results by name, once all have answered.
 
-    The first error ends the wait and is raised as it is, with a note that names whose it was. At the deadline
+    The first error ends the wait and is raised with a note that names whose it was: one of ours as it was raised in the
+    actor, without the traceback that Ray makes part of its message; others as they are. At the deadline
     DeadlineError names all who did not answer. Either way, and when the caller is cancelled, the rest is cancelled.
     """
     if not awaitables:
@@ -32,6 +35,8 @@ async def all_within(awaitables: Mapping[str, Awaitable[Result]], *, what: str, 
             error = task.exception() if task in done and not task.cancelled() else None
             if error is not None:
                 error.add_note(f"{who} failed at '{what}'")
+                if isinstance(error, RayTaskError) and isinstance(error.cause, CredenceError):
+                    raise error.cause from error
                 raise error
         if pending:
             late = ", ".join(who for who, task in tasks.items() if task in pending)

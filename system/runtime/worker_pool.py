@@ -29,7 +29,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from system.errors import DeadlineError
+from system.errors import CredenceError, DeadlineError, EngineFailedError
 from system.runtime.call_queue import Call, CallQueue
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
@@ -43,7 +43,7 @@ from system.runtime.worker_failures import (
 
 _log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3  # of a call, each on another worker
+MAX_ATTEMPTS = 3  # of a call, each on another worker; and of a first start in time
 _RETIRE_SECONDS = 10.0  # for a drained worker to end its processes
 
 Admit = Callable[["PoolMember"], Awaitable[None]]
@@ -112,6 +112,7 @@ class WorkerPool:
         self._last_reason = ""
         self._fault: BaseException | None = None
         self._has_started = False  # any worker, ever
+        self._num_late = 0  # workers that did not start in time
         self.num_removed = 0
 
     @property
@@ -178,7 +179,7 @@ class WorkerPool:
             return
         self._discard(member)
         self.num_removed += 1
-        self._last_reason = f"{member.name}: {reason}"
+        self._last_reason = f"{member.name}: " + reason.partition("\n")[0]  # Ray's go on with advice
         _log.warning("lost %s; %d of at most %d", self._last_reason, self.num_removed, self.settings.max_restarts)
         self._wake_waiters()
 
@@ -224,7 +225,8 @@ class WorkerPool:
             num_ranks = await within(
                 member.actor.start.remote(), who=member.name, what="start", seconds=self.settings.start_seconds
             )
-        except WORKER_FAILURES as error:
+        except (RayError, CredenceError) as error:
+            self._num_late += isinstance(error, DeadlineError)
             self.remove(member, reason=f"it did not start: {error}")
             if not is_replacement and not is_worker_failure(error):
                 raise  # the configuration is at fault: its own message says more
@@ -246,8 +248,9 @@ class WorkerPool:
             if admit is not None and member.state is WorkerState.JOINING:
                 await within(admit(member), who=member.name, what="join", seconds=self.settings.start_seconds)
         except WorkerDiedError as error:
-            if isinstance(error.__cause__, DeadlineError) and not self._has_started:
-                raise  # nobody ever started in time, and that is not worth max_restarts deadlines
+            is_no_accident = isinstance(error.__cause__, EngineFailedError) or self._num_late >= MAX_ATTEMPTS
+            if is_no_accident and not self._has_started:
+                raise  # it is not worth max_restarts deadlines
             return  # counted where it was noticed
         except WORKER_FAILURES as error:
             if not is_worker_failure(error):
@@ -375,11 +378,9 @@ class WorkerPool:
         )
 
     def _raise_if_failed(self) -> None:
-        if self._fault is not None:
-            raise self._fault
-        exhausted = self._exhausted()
-        if exhausted is not None:
-            raise exhausted
+        fault = self._fault or self._exhausted()
+        if fault is not None:
+            raise fault
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

@@ -4,8 +4,9 @@ import asyncio
 import time
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from system.errors import DeadlineError
+from system.errors import DeadlineError, EngineFailedError
 from system.runtime.deadlines import all_within, within
 
 
@@ -87,6 +88,20 @@ def test_first_error_ends_the_wait_and_names_its_owner() -> None:
         asyncio.run(all_within(waits, what="gather", seconds=20))
     assert caught.value.__notes__ == ["learner-1 failed at 'gather'"]
     assert time.monotonic() - start < 5
+
+
+def test_an_error_of_ours_arrives_from_an_actor_as_it_was_raised_there() -> None:
+    remote = RayTaskError(
+        "start", "Traceback ...\nEngineFailedError: no such model", EngineFailedError("no such model")
+    )
+
+    async def ask() -> None:
+        raise remote.as_instanceof_cause()
+
+    with pytest.raises(EngineFailedError) as caught:
+        asyncio.run(within(ask(), who="rollout worker 0", what="start", seconds=5))
+    assert str(caught.value) == "no such model"
+    assert isinstance(caught.value.__cause__, RayTaskError)
 
 
 def test_cancelled_caller_cancels_everyone() -> None:

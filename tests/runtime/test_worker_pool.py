@@ -183,16 +183,28 @@ def test_a_process_that_dies_in_the_first_start_is_replaced() -> None:
     run(scenario)
 
 
+def test_a_replacement_whose_engine_refuses_before_anybody_started_ends_the_run() -> None:
+    async def scenario() -> None:
+        refusing = FakeRollout(start_error=EngineFailedError("no such model"))
+        pool = make_pool([FakeRollout(start_error=RayActorError()), refusing], max_restarts=9)
+        await pool.start()
+        with pytest.raises(ExceptionGroup) as raised:
+            await pool.supervise(admit)
+        assert "rollout worker 1 did not start: no such model" in str(raised.value.exceptions[0])
+
+    run(scenario)
+
+
 def test_a_worker_that_hangs_in_the_first_start_is_replaced_but_not_for_ever() -> None:
     async def scenario() -> None:
-        hanging = [FakeRollout(is_hung=True) for _ in range(3)]
-        pool = make_pool([hanging[0], opened(FakeRollout())], max_restarts=9, start_seconds=0.05)
+        hanging = [FakeRollout(is_hung=True) for _ in range(5)]
+        pool = make_pool([*hanging[:2], opened(FakeRollout())], max_restarts=9, start_seconds=0.05)
         await pool.start()
         supervising = asyncio.create_task(pool.supervise(admit))
         group: TrajectoryGroup = await generate(pool, 1)
         assert group.group_id == 1
         supervising.cancel()
-        pool = make_pool(list(hanging[1:]), max_restarts=9, start_seconds=0.05)
+        pool = make_pool(list(hanging[2:]), max_restarts=9, start_seconds=0.05)
         await pool.start()
         with pytest.raises(ExceptionGroup) as raised:
             await pool.supervise(admit)

@@ -20,7 +20,7 @@ def test_the_first_error_since_the_start_is_the_cause(tmp_path: Path) -> None:
     with path.open("w") as file:
         file.write("OSError: of an engine before\n")
         file.flush()
-        log = EngineLog(file.fileno())
+        log = EngineLog([file.fileno()])
         assert log.cause() == ""
         file.write(TRACE)
         file.flush()
@@ -32,4 +32,15 @@ def test_the_first_error_since_the_start_is_the_cause(tmp_path: Path) -> None:
 
 def test_what_goes_to_a_terminal_is_not_read() -> None:
     with Path("/dev/null").open("w") as file:
-        assert EngineLog(file.fileno()).cause() == ""
+        assert EngineLog([file.fileno()]).cause() == ""
+
+
+def test_both_outputs_are_read(tmp_path: Path) -> None:
+    with (tmp_path / "worker.out").open("w") as output, (tmp_path / "worker.err").open("w") as errors:
+        log = EngineLog([output.fileno(), errors.fileno()])
+        errors.write("ValueError: in the other one\n")
+        errors.flush()
+        assert log.cause() == f"ValueError: in the other one (in {tmp_path / 'worker.err'})"
+        output.write(TRACE)
+        output.flush()
+        assert log.cause().startswith("ValueError: Head size 16")

@@ -56,6 +56,27 @@ def test_the_engine_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
     assert not alive
 
 
+def test_why_an_engine_cannot_start_is_in_the_message(tmp_path: Path) -> None:
+    script, output = tmp_path / "owner.py", tmp_path / "worker.out"
+    script.write_text(OWNER, encoding="utf-8")
+    folder = make_policy(tmp_path / "policy", is_tied=True, hidden_size=64)
+    with output.open("w") as file:  # as a worker of Ray has it
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder)],
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("system.errors.EngineFailedError: ")]
+    assert "the rollout engine failed: RuntimeError: " in message
+    assert "head_dim=16" in message
+    assert f"(in {output})" in message
+
+
 def test_both_processes_of_a_tensor_parallel_engine_receive_the_weights(tmp_path: Path) -> None:
     from transformers import Qwen2ForCausalLM
 
