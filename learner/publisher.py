@@ -51,6 +51,8 @@ class SnapshotPublisher:
             bucket_bytes=bucket_bytes,
         )
 
+        self._largest_bucket = max(bucket.num_bytes for bucket in self._plan)
+
     @property
     def snapshot_bytes(self) -> int:
         """Of one snapshot in the store."""
@@ -66,13 +68,16 @@ class SnapshotPublisher:
         start = time.perf_counter()
         buckets: list[Bucket] = []
         references: list[object] = []
+        # one for all buckets: memory that is new each time costs more than the copy into it
+        host = torch.zeros(self._largest_bucket if self._rank == 0 else 0, dtype=torch.uint8)
         self._scoring.start(policy_version)
         is_broken = not np.isfinite(canary_logprobs).all()
         for planned in self._plan:
             with self._engine.gathered([self._parameters[slot.name] for slot in planned.slots]):
                 if self._rank != 0:
                     continue
-                bucket, buffer = self._copied(planned, must_be_finite=is_broken)
+                buffer = host[: planned.num_bytes]
+                bucket = self._copied(planned, into=buffer, must_be_finite=is_broken)
             references.append(self._put(buffer.numpy()))
             buckets.append(bucket)
             self._scoring.add(bucket, buffer)
@@ -95,9 +100,8 @@ class SnapshotPublisher:
         )
         return replace(manifest, scoring=self._scoring.choose(manifest))
 
-    def _copied(self, planned: Bucket, *, must_be_finite: bool) -> tuple[Bucket, torch.Tensor]:
-        """The gathered tensors of a bucket in one host buffer, and the bucket with their checksums."""
-        buffer = torch.zeros(planned.num_bytes, dtype=torch.uint8)
+    def _copied(self, planned: Bucket, *, into: torch.Tensor, must_be_finite: bool) -> Bucket:
+        """Copy the gathered tensors of a bucket into a host buffer; the bucket with their checksums."""
         sums = []
         for slot in planned.slots:
             full = self._parameters[slot.name].detach()
@@ -107,13 +111,13 @@ class SnapshotPublisher:
                     f"the weights are broken: {num_bad} of {full.numel()} values of {slot.name} are NaN or infinite"
                 )
             sums.append(both_sums(full))  # on the device of the learner, before the copy that it vouches for
-            slot_view(buffer, slot).copy_(full)
+            slot_view(into, slot).copy_(full)
         values = torch.stack(sums).tolist()
         slots = tuple(
             replace(slot, checksum=value, content_sum=content)
             for slot, (value, content) in zip(planned.slots, values, strict=True)
         )
-        return replace(planned, slots=slots), buffer
+        return replace(planned, slots=slots)
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
