@@ -6,8 +6,8 @@ Credence runs configs/demo.yaml with a learning rate of almost nothing, so that 
 weights and bare vLLM draws the very same tokens from the same seeds. After each step, with nothing in flight, the run
 pauses and the bare parts do that step: generation, then training, in one process each that otherwise waits, with both
 cores to themselves (no Ray, no DeepSpeed, no weight sync, no verifier). Whatever else the machine does so hits both
-alike. The figure is the median of the steps' ratios, the first two left out (warm-up). Run it without arguments; it
-takes about two minutes on two cores.
+alike. The figure is the median of the steps' ratios, the first left out (warm-up). Run it without arguments; it takes
+less than two minutes on two cores.
 """
 
 import asyncio
@@ -41,8 +41,8 @@ from system.runtime.weight_sync import SyncReport, WeightSync  # noqa: E402
 from system.runtime.worker_pool import PoolMember  # noqa: E402
 from system.weights.manifest import WeightsManifest  # noqa: E402
 
-NUM_STEPS = 6
-NUM_WARMUP_STEPS = 2
+NUM_STEPS = 5
+NUM_WARMUP_STEPS = 1
 OVERRIDES = [
     f"run.num_updates={NUM_STEPS}",
     "run.name=step-overhead",
@@ -222,7 +222,7 @@ def packed(rows: list[tuple[Prompt, IntArray]], *, tokens_per_microbatch: int) -
 
 
 class Child:
-    """A process that has started and answers one message at a time."""
+    """A process that says when it is ready, and then answers one message at a time."""
 
     def __init__(self, target: Callable[[Connection, Config], None], config: Config) -> None:
         context = get_context("spawn")
@@ -230,6 +230,8 @@ class Child:
         self._process = context.Process(target=target, args=(sending, config))
         self._process.start()
         sending.close()
+
+    def wait_until_ready(self) -> None:
         self._connection.recv()
 
     def ask(self, message: object) -> Any:
@@ -246,6 +248,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         config = load_config([ROOT / "configs/demo.yaml"], [*OVERRIDES, f"run.directory={directory}"])
         generation, training = Child(time_generation, config), Child(time_training, config)
+        generation.wait_until_ready()
+        training.wait_until_ready()
         num_tokens: list[int] = []
 
         def do_bare_step(step: int) -> tuple[float, float]:

@@ -43,7 +43,8 @@ from system.runtime.worker_failures import (
 
 _log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS = 3  # of a call, each on another worker; and of a first start in time
+MAX_ATTEMPTS = 3  # of a call, each on another worker
+_HOPELESS_SECONDS = 1800.0  # of starts that took too long, while none ever came to an end
 _RETIRE_SECONDS = 10.0  # for a drained worker to end its processes
 
 Admit = Callable[["PoolMember"], Awaitable[None]]
@@ -112,7 +113,7 @@ class WorkerPool:
         self._last_reason = ""
         self._fault: BaseException | None = None
         self._has_started = False  # any worker, ever
-        self._num_late = 0  # workers that did not start in time
+        self._late_seconds = 0.0  # that were waited for workers in vain
         self.num_removed = 0
 
     @property
@@ -188,8 +189,7 @@ class WorkerPool:
     ) -> Any:
         """The answer of the serving worker with the least to do; asked again elsewhere when that one dies.
 
-        `on_retry` hears each death with its reason. Raises PoisonedCallError after three, PoolExhaustedError, and what
-        the method raises.
+        `on_retry` hears each death. Raises PoisonedCallError after three, PoolExhaustedError, what the method raises.
         """
         self._raise_if_failed()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -226,7 +226,7 @@ class WorkerPool:
                 member.actor.start.remote(), who=member.name, what="start", seconds=self.settings.start_seconds
             )
         except (RayError, CredenceError) as error:
-            self._num_late += isinstance(error, DeadlineError)
+            self._late_seconds += self.settings.start_seconds if isinstance(error, DeadlineError) else 0.0
             self.remove(member, reason=f"it did not start: {error}")
             if not is_replacement and not is_worker_failure(error):
                 raise  # the configuration is at fault: its own message says more
@@ -248,8 +248,8 @@ class WorkerPool:
             if admit is not None and member.state is WorkerState.JOINING:
                 await within(admit(member), who=member.name, what="join", seconds=self.settings.start_seconds)
         except WorkerDiedError as error:
-            is_no_accident = isinstance(error.__cause__, EngineFailedError) or self._num_late >= MAX_ATTEMPTS
-            if is_no_accident and not self._has_started:
+            is_hopeless = isinstance(error.__cause__, EngineFailedError) or self._late_seconds > _HOPELESS_SECONDS
+            if is_hopeless and not self._has_started:
                 raise  # it is not worth max_restarts deadlines
             return  # counted where it was noticed
         except WORKER_FAILURES as error:

@@ -9,8 +9,9 @@ from benchmarks.chaos import run_chaos
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
-def test_a_run_whose_workers_die_and_hang_ends_well(tmp_path: Path) -> None:
-    figures = run_chaos(tmp_path, num_workers=2, num_kills=2, num_stops=1, seconds=75.0, seed=0)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_run_whose_workers_die_and_hang_ends_well(num_workers: int, tmp_path: Path) -> None:
+    figures = run_chaos(tmp_path, num_workers=num_workers, num_kills=2, num_stops=1, seconds=60.0, seed=0)
 
     assert figures["ledger_balanced"] is True
     assert (figures["kills"], figures["stops"]) == (2, 1), figures
