@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ FAULT_SHARE = 0.8  # of the run's seconds, in which the faults are spread
 EXIT_SECONDS = 300.0  # for the last evaluation, the checkpoint and the summary
 OVERRIDES = [
     "run.name=chaos",
-    "run.num_updates=100000",
     "batch.prompts_per_step=8",
     "batch.completions_per_prompt=4",
     "batch.tokens_per_microbatch=1024",
@@ -45,19 +45,39 @@ OVERRIDES = [
 
 
 def run_chaos(
-    directory: Path, *, num_workers: int, num_kills: int, num_stops: int, seconds: float, seed: int
+    directory: Path,
+    *,
+    num_workers: int,
+    num_kills: int,
+    num_stops: int,
+    seconds: float,
+    seed: int,
+    num_updates: int = 100_000,
+    fault_seconds: float | None = None,
+    first_update: int = 0,
 ) -> dict[str, Any]:
-    """What the run's summary says, and what was done to it. Raises RuntimeError when the run does not end well."""
+    """What the run's summary says, and what was done to it. Raises RuntimeError when the run does not end well.
+
+    Faults are spread over `fault_seconds` (default: most of `seconds`), which begin with the first worker, or when
+    update `first_update` is done.
+    """
     rng = random.Random(seed)
     faults = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
     rng.shuffle(faults)
-    moments = sorted(rng.uniform(0.0, FAULT_SHARE * seconds) for _ in faults)
+    moments = sorted(rng.uniform(0.0, fault_seconds or FAULT_SHARE * seconds) for _ in faults)
+    metrics = directory / "chaos" / "metrics.jsonl"
+
+    def has_begun() -> bool:
+        num_lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        return first_update == 0 or num_lines > first_update
+
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "system", "train", "configs/demo.yaml", *OVERRIDES),
                 *(f"rollout.num_workers={num_workers}", f"run.max_seconds={seconds}", f"run.directory={directory}"),
+                f"run.num_updates={num_updates}",
             ],
             cwd=ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
@@ -65,7 +85,7 @@ def run_chaos(
             stderr=subprocess.STDOUT,
         )
         try:
-            delivered = _deliver(process, faults=faults, moments=moments, rng=rng)
+            delivered = _deliver(process, faults=faults, moments=moments, rng=rng, has_begun=has_begun)
             family = _family(process.pid)
             code = process.wait(seconds + EXIT_SECONDS)
             _, left = psutil.wait_procs(family, timeout=10.0)
@@ -89,7 +109,12 @@ def run_chaos(
 
 
 def _deliver(
-    process: "subprocess.Popen[bytes]", *, faults: list[signal.Signals], moments: list[float], rng: random.Random
+    process: "subprocess.Popen[bytes]",
+    *,
+    faults: list[signal.Signals],
+    moments: list[float],
+    rng: random.Random,
+    has_begun: Callable[[], bool],
 ) -> dict[signal.Signals, int]:
     """Send each fault at its moment to a rollout worker, or as soon as there is one; how many of each were sent."""
     delivered = {signal.SIGKILL: 0, signal.SIGSTOP: 0}
@@ -97,7 +122,7 @@ def _deliver(
     for fault, moment in zip(faults, moments, strict=True):
         while process.poll() is None:
             workers = _rollout_workers(process.pid)
-            start = start or (time.monotonic() if workers else None)  # the clock begins with the first worker
+            start = start or (time.monotonic() if workers and has_begun() else None)
             if workers and start is not None and time.monotonic() - start >= moment:
                 worker = rng.choice(workers)
                 print(f"{time.monotonic() - start:6.1f} s: {fault.name} to {worker.pid}", flush=True)
