@@ -222,7 +222,7 @@ def packed(rows: list[tuple[Prompt, IntArray]], *, tokens_per_microbatch: int) -
 
 
 class Child:
-    """A process that says when it is ready, and then answers one message at a time."""
+    """A process that says when it is ready, and answers one message at a time; it starts while the run starts."""
 
     def __init__(self, target: Callable[[Connection, Config], None], config: Config) -> None:
         context = get_context("spawn")
@@ -230,11 +230,11 @@ class Child:
         self._process = context.Process(target=target, args=(sending, config))
         self._process.start()
         sending.close()
-
-    def wait_until_ready(self) -> None:
-        self._connection.recv()
+        self._is_ready = False
 
     def ask(self, message: object) -> Any:
+        if not self._is_ready:
+            self._is_ready = self._connection.recv() is None
         self._connection.send(message)
         return self._connection.recv()
 
@@ -248,8 +248,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         config = load_config([ROOT / "configs/demo.yaml"], [*OVERRIDES, f"run.directory={directory}"])
         generation, training = Child(time_generation, config), Child(time_training, config)
-        generation.wait_until_ready()
-        training.wait_until_ready()
         num_tokens: list[int] = []
 
         def do_bare_step(step: int) -> tuple[float, float]:
