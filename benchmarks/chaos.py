@@ -7,6 +7,7 @@ and without a process left. The last line is JSON; the seed is in it. Also run, 
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -65,12 +66,7 @@ def run_chaos(
     faults = [signal.SIGKILL] * num_kills + [signal.SIGSTOP] * num_stops
     rng.shuffle(faults)
     moments = sorted(rng.uniform(0.0, fault_seconds or FAULT_SHARE * seconds) for _ in faults)
-    metrics = directory / "chaos" / "metrics.jsonl"
-
-    def has_begun() -> bool:
-        num_lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        return first_update == 0 or num_lines > first_update
-
+    has_begun = functools.partial(_has_made, directory / "chaos" / "metrics.jsonl", first_update)
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -106,6 +102,10 @@ def run_chaos(
         "ledger": summary["ledger"],
         "num_processes_left": sum(1 for member in left if member.is_running()),
     }
+
+
+def _has_made(metrics: Path, num_updates: int) -> bool:
+    return num_updates == 0 or (metrics.exists() and len(metrics.read_text().splitlines()) > num_updates)
 
 
 def _deliver(
