@@ -25,6 +25,7 @@ from system.errors import DeadlineError, WeightSyncError
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
 
 _POLL_SECONDS = 0.0002
+_JOIN_POLL_SECONDS = 0.005
 _CALLED_OFF = "called off"  # key of the group's store: the reason
 _CALL_OFF_CHECK_SECONDS = 0.05  # between two looks at it
 
@@ -214,21 +215,22 @@ def _proof(spec: WeightGroupSpec, *, of: str) -> str:
 
 def _wait_for_key(store: dist.Store, key: str, spec: WeightGroupSpec, *, deadline: float) -> bool:
     """Whether `key` was set before `deadline`. Raises WeightSyncError when the group is called off."""
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            store.wait([key], timedelta(seconds=max(min(left, _CALL_OFF_CHECK_SECONDS), 0.001)))
-            return True
-        except dist.DistError:
-            if left <= 0:
-                return False
-        _raise_if_called_off(store, spec, what=f"open weight group {spec.group_name}")
+    what = f"open weight group {spec.group_name}"
+    while not _has(store, key, spec, what=what):  # TCPStore.wait would warn at each of its time-outs
+        _raise_if_called_off(store, spec, what=what)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_JOIN_POLL_SECONDS)
+    return True
 
 
 def _raise_if_called_off(store: dist.Store, spec: WeightGroupSpec, *, what: str) -> None:
+    if _has(store, _CALLED_OFF, spec, what=what):
+        raise WeightSyncError(f"{what}: called off: {store.get(_CALLED_OFF).decode()}")
+
+
+def _has(store: dist.Store, key: str, spec: WeightGroupSpec, *, what: str) -> bool:
     try:
-        is_called_off = store.check([_CALLED_OFF])
+        return bool(store.check([key]))
     except dist.DistError as error:
         raise WeightSyncError(f"{what}: the weight sender at {spec.host}:{spec.port} has left: {error}") from error
-    if is_called_off:
-        raise WeightSyncError(f"{what}: called off: {store.get(_CALLED_OFF).decode()}")

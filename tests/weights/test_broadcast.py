@@ -82,7 +82,7 @@ def test_who_does_not_know_the_secret_is_not_let_in(make_spec: Callable[..., Wei
     with ThreadPoolExecutor() as threads:
         sender = threads.submit(WeightGroup, spec, rank=0)
         stranger = threads.submit(WeightGroup, replace(spec, secret="guessed"), rank=1)
-        with pytest.raises(DeadlineError, match="it waits for all 2 ranks"):
+        with pytest.raises((DeadlineError, WeightSyncError), match="it waits for all 2 ranks|has left"):
             stranger.result()
         with pytest.raises(DeadlineError, match="weight receiver rank 1"):
             sender.result()
@@ -109,7 +109,7 @@ def test_the_sender_names_the_receiver_that_did_not_join(make_spec: Callable[...
         groups = [threads.submit(join, rank) for rank in (0, 1, 3)]
         with pytest.raises(DeadlineError, match="weight receiver rank 2 did not finish 'join weight group test'"):
             groups[0].result()
-        with pytest.raises(DeadlineError, match="it waits for all 4 ranks"):
+        with pytest.raises((DeadlineError, WeightSyncError), match="it waits for all 4 ranks|has left"):
             groups[1].result()
     assert time.monotonic() - start < 10
 
