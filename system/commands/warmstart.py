@@ -320,7 +320,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="key=value")
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # otherwise the child that draws examples would be left behind
+    for number in (signal.SIGINT, signal.SIGTERM):  # otherwise the child that draws examples would be left behind
+        signal.signal(number, _interrupt)  # also where a shell has started us in the background, with SIGINT ignored
     disable_progress_bar()  # of single-file writes; the training has its own
     try:
         result = run_warmstart(parse_settings(arguments.settings))

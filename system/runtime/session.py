@@ -27,6 +27,7 @@ def run_on_ray(config: Config, work: Callable[[], Coroutine[Any, Any, None]]) ->
     the first one is raised.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with it ignored
     try:
         start_ray(config)
         signal.signal(signal.SIGTERM, _raise_terminated)  # ray.init installs a handler of its own
