@@ -21,7 +21,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     With 64-bit little-endian words x[i] (last word zero-padded), modulo 2^64,
 
         checksum     c = sum_j m^j * sum_i mix(x[j * C + i]) * w[i]        C words a chunk, m and w[i] odd
-        content sum  s = sum_i mix(x[i])                                   mix(v) = v xor (v >> 29), `>>` with its sign
+        content sum  s = sum_i mix(x[i])                                   mix(v) = v xor (v >> 29)
 
     A change of any single word changes c for certain, because every factor and `mix` is invertible. Without `mix`
     an even number of flipped signs (the highest bit) would cancel.
@@ -97,7 +97,8 @@ def _mixed_chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     for start in range(0, max(data.numel(), 1), _CHUNK_WORDS * 8):
         words = _as_words(data[start : start + _CHUNK_WORDS * 8])
-        yield (words >> 29).bitwise_xor_(words)
+        # without the mask `>>` would drag the sign along, and a word and its complement would be mixed into the same
+        yield (words >> 29).bitwise_and_((1 << 35) - 1).bitwise_xor_(words)
 
 
 def _joined(sums: list[torch.Tensor]) -> torch.Tensor:

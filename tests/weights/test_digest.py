@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from system.errors import WeightSyncError
-from system.weights.digest import checked_buckets, checksum, snapshot_digest
+from system.weights.digest import both_sums, checked_buckets, checksum, content_sum, snapshot_digest
 from tests.weights.memory_store import MemoryStore, corrupted, some_tensors
 
 
@@ -19,6 +19,16 @@ def test_checksum_sees_one_bit_anywhere_in_a_tensor_of_several_chunks() -> None:
         changed = weight.clone()
         changed.view(torch.int32)[position] ^= 1
         assert sum_of(changed) != original, position
+
+
+@pytest.mark.parametrize("word", [0, -1, 7, 1 << 62, -(1 << 63)])
+def test_both_sums_see_that_all_bits_of_a_word_are_flipped(word: int) -> None:
+    weight = torch.tensor([5, word, 9], dtype=torch.int64)
+    flipped = weight.clone()
+    flipped[1] = ~word
+    assert sum_of(flipped) != sum_of(weight)
+    assert int(content_sum(flipped)) != int(content_sum(weight))
+    assert both_sums(flipped).tolist() == [sum_of(flipped), int(content_sum(flipped))]
 
 
 def test_checksum_sees_exchanged_values_and_chunks() -> None:
