@@ -42,7 +42,7 @@ class WeightGroup:
         self.spec = spec
         self.rank = rank
         deadline = time.monotonic() + spec.timeout_seconds
-        self._store = _open_store(spec, rank=rank)
+        self._store = _open_store(spec, is_sender=rank == 0)
         # nobody can guess the names of the keys without the secret, so that a stranger can neither read nor set them
         self._keys = dist.PrefixStore(_proof(spec, of="prefix"), self._store)
         _meet(self._keys, spec, rank=rank, deadline=deadline)
@@ -98,7 +98,7 @@ def call_off(spec: WeightGroupSpec, *, reason: str) -> None:
     For whoever knows that a rank is lost: the others cannot see it before the deadline while they wait for it.
     """
     with contextlib.suppress(DeadlineError, dist.DistError):  # the sender has left: there is nothing to call off
-        keys = dist.PrefixStore(_proof(spec, of="prefix"), _open_store(spec, rank=1))
+        keys = dist.PrefixStore(_proof(spec, of="prefix"), _open_store(spec, is_sender=False))
         keys.set(_CALLED_OFF, reason)
 
 
@@ -157,9 +157,9 @@ def _connect(store: dist.Store, spec: WeightGroupSpec, *, rank: int) -> Any:
     return dist.ProcessGroupNCCL(store, rank, spec.world_size, options)
 
 
-def _open_store(spec: WeightGroupSpec, *, rank: int) -> dist.TCPStore:
+def _open_store(spec: WeightGroupSpec, *, is_sender: bool) -> dist.TCPStore:
     timeout = timedelta(seconds=spec.timeout_seconds)
-    if rank != 0:
+    if not is_sender:
         try:
             return dist.TCPStore(spec.host, spec.port, is_master=False, timeout=timeout, wait_for_workers=False)
         except dist.DistNetworkError as error:

@@ -27,7 +27,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     an even number of flipped signs (the highest bit) would cancel.
     """
     weights = _chunk_weights(tensor.device)
-    return _joined([(mixed.mul_(weights[: mixed.numel()])).sum() for mixed in _mixed_chunks(tensor)])
+    return _joined([mixed.mul_(weights[: mixed.numel()]).sum() for mixed in _mixed_chunks(tensor)])
 
 
 def content_sum(tensor: torch.Tensor) -> torch.Tensor:
