@@ -302,7 +302,7 @@ class Controller:
     async def _synchronise(self, manifest: WeightsManifest) -> None:
         with self._phase("weight_sync"):
             report = await self._parts.weight_sync.update(manifest)
-        self.outcome.canary_max_abs_diff = max(self.outcome.canary_max_abs_diff, report.canary_max_abs_diff)
+        self.outcome.canary_max_abs_diff = max(self.outcome.canary_max_abs_diff, report.canary_max_abs_diff or 0.0)
         add_sync(self._metrics, report, publish_seconds=manifest.publish_seconds)
 
     async def _evaluate(self, *, is_final: bool) -> EvaluationResult:

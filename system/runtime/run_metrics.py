@@ -36,5 +36,7 @@ def add_sync(metrics: MetricSet, report: SyncReport, *, publish_seconds: float) 
     metrics.add("weight_sync/bytes", report.num_bytes)
     metrics.add("weight_sync/num_receivers", report.num_receivers)
     metrics.add("weight_sync/num_from_store", report.num_from_store)
-    metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
-    metrics.add("weight_sync/proved_fraction", report.proved_fraction)
+    if report.canary_max_abs_diff is not None:
+        metrics.add("weight_sync/canary_max_abs_diff_nats", report.canary_max_abs_diff)
+    if report.proved_fraction is not None:
+        metrics.add("weight_sync/proved_fraction", report.proved_fraction)

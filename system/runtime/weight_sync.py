@@ -56,8 +56,10 @@ class SyncReport:
     num_bytes: int
     seconds: float
     pause_seconds: float  # longest time that a rollout engine did not generate
-    canary_max_abs_diff: float  # nats, over receivers and canary tokens
-    proved_fraction: float  # smallest share of the bytes that were found again in what a receiver holds
+    # over receivers and canary tokens, nats; None: nobody compared
+    canary_max_abs_diff: float | None
+    # smallest share of the bytes that were found again in what a receiver holds; None: nobody received any
+    proved_fraction: float | None
 
 
 class WeightSync:
@@ -104,6 +106,7 @@ class WeightSync:
             statuses |= result
         num_from_store = len(statuses) - (0 if self._group is None else len(self._group.members))
         self._settle(statuses, manifest)
+        differences = [status.canary_max_abs_diff for status in statuses.values()]
         pauses = [statuses[member].pause_seconds for member in rollouts if member in statuses]
         return SyncReport(
             policy_version=manifest.policy_version,
@@ -112,8 +115,8 @@ class WeightSync:
             num_bytes=manifest.num_bytes,
             seconds=time.perf_counter() - start,
             pause_seconds=max(pauses, default=0.0),
-            canary_max_abs_diff=max((status.canary_max_abs_diff or 0.0 for status in statuses.values()), default=0.0),
-            proved_fraction=min((status.proved_fraction for status in statuses.values()), default=0.0),
+            canary_max_abs_diff=max((each for each in differences if each is not None), default=None),
+            proved_fraction=min((status.proved_fraction for status in statuses.values()), default=None),
         )
 
     async def admit(self, member: PoolMember) -> None:
