@@ -37,8 +37,8 @@ from system.data.prompts import PromptSource  # noqa: E402
 from system.data.tasks import make_task  # noqa: E402
 from system.records import IntArray, Prompt, TrainingBatch, TrainingSample  # noqa: E402
 from system.runtime.controller import Parts  # noqa: E402
+from system.runtime.pool_member import PoolMember  # noqa: E402
 from system.runtime.weight_sync import SyncReport, WeightSync  # noqa: E402
-from system.runtime.worker_pool import PoolMember  # noqa: E402
 from system.weights.manifest import WeightsManifest  # noqa: E402
 
 NUM_STEPS = 5

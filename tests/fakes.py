@@ -10,7 +10,8 @@ from typing import Any
 from ray.exceptions import RayActorError
 
 from system.records import Prompt, Sampling, ScoredGroup, TrajectoryGroup
-from system.runtime.worker_pool import PoolSettings, WorkerPool
+from system.runtime.pool_member import PoolSettings
+from system.runtime.worker_pool import WorkerPool
 
 
 @dataclass

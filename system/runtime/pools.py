@@ -13,7 +13,8 @@ from system.config.schema import Config
 from system.records import Prompt, Sampling, TrajectoryGroup
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
-from system.runtime.worker_pool import Admit, PoolSettings, WorkerPool
+from system.runtime.pool_member import PoolSettings
+from system.runtime.worker_pool import Admit, WorkerPool
 
 _FILLINGS = 2  # sequences that an engine is given, as a multiple of those it decodes at once: it never waits for us
 _MAX_REWARD_GROUPS = 16  # scored by one call, because a call costs more than a check

@@ -7,8 +7,9 @@ import logging
 from typing import Any
 
 from system.runtime.deadlines import within
+from system.runtime.pool_member import PoolMember, WorkerState
 from system.runtime.worker_failures import WORKER_FAILURES, is_worker_failure
-from system.runtime.worker_pool import PoolMember, WorkerPool, WorkerState
+from system.runtime.worker_pool import WorkerPool
 from system.weights.canary import calibrated_tolerance, coarser_precision
 
 _log = logging.getLogger(__name__)

@@ -29,8 +29,9 @@ from system.config.schema import WeightSyncConfig
 from system.errors import DeadlineError, SnapshotLostError, WeightSyncError
 from system.runtime.deadlines import within
 from system.runtime.learner_group import LearnerGroup
+from system.runtime.pool_member import PoolMember, WorkerState
 from system.runtime.worker_failures import WORKER_FAILURES, is_worker_failure
-from system.runtime.worker_pool import PoolMember, WorkerPool, WorkerState
+from system.runtime.worker_pool import WorkerPool
 from system.weights.canary import CanaryTolerance, refusal
 from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
 

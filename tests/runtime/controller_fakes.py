@@ -34,10 +34,11 @@ from system.reports.metrics import SYSTEM_METRICS
 from system.runtime.controller import Controller, Parts
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
+from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState
 from system.runtime.pools import Pools
 from system.runtime.sampler import answer_prompts
 from system.runtime.weight_sync import SyncReport
-from system.runtime.worker_pool import PoolMember, PoolSettings, WorkerPool, WorkerState
+from system.runtime.worker_pool import WorkerPool
 from tests.fakes import FakeActor, kill
 from tests.trajectories import single_turn
 

@@ -13,8 +13,8 @@ from ray.exceptions import RayActorError
 
 from system.config.schema import WeightSyncConfig
 from system.errors import LearnerDiedError, WeightSyncError
+from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState
 from system.runtime.weight_sync import WeightSync
-from system.runtime.worker_pool import PoolMember, PoolSettings, WorkerState
 from system.weights.canary import canary_difference
 from system.weights.digest import checked_buckets, snapshot_digest
 from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from system.errors import LearnerDiedError, SnapshotLostError, WeightSyncError
-from system.runtime.worker_pool import WorkerState
+from system.runtime.pool_member import WorkerState
 from tests.runtime.sync_fakes import TIMEOUT_SECONDS, World, make_world
 from tests.virtual_time import run_in_virtual_time
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from system.runtime.worker_pool import PoolMember, WorkerState
+from system.runtime.pool_member import PoolMember, WorkerState
 from tests.runtime.sync_fakes import FakePool, FakeReceiver, World, make_world
 from tests.virtual_time import run_in_virtual_time
 

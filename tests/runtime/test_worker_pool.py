@@ -9,8 +9,9 @@ from ray.exceptions import ObjectLostError, RayActorError, RaySystemError
 
 from system.errors import EngineFailedError
 from system.records import Prompt, Sampling, TrajectoryGroup
+from system.runtime.pool_member import PoolMember, WorkerState
 from system.runtime.worker_failures import PoisonedCallError, PoolExhaustedError, WorkerDiedError
-from system.runtime.worker_pool import PoolMember, WorkerPool, WorkerState
+from system.runtime.worker_pool import WorkerPool
 from tests.fakes import FakeReward, FakeRollout, make_pool, opened, serve_all
 
 PROMPT = Prompt(prompt_id="p", token_ids=np.array([1], np.int32), text="", reference_answer="", task="gsm8k_chains")
