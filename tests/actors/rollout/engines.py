@@ -1,7 +1,8 @@
 """Real vLLM engines for the tests of this folder, and snapshots to load into them.
 
-Three engines are shared: `tied` (embedding and LM head are one matrix), `untied`, and `stale_head` (the tied model
-without the LM-head repair). Tests that need certain weights publish them first.
+Five engines are shared: `tied` (embedding and LM head are one matrix), `untied`, `stale_head` (the tied model
+without the LM-head repair), `keep` and `finish` (the tied model, named by what they do on new weights). Tests that need
+certain weights publish them first.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ class Rollout:
             "tied": make_policy(folder / "tied", is_tied=True),
             "untied": make_policy(folder / "untied", is_tied=False),
         }
-        self.folders["stale_head"] = self.folders["tied"]
+        self.folders |= dict.fromkeys(("stale_head", "keep", "finish"), self.folders["tied"])
         self.workers: dict[str, RolloutWorker] = {}
         self.processes: dict[str, set[psutil.Process]] = {}
         self.store = MemoryStore()
@@ -65,6 +66,8 @@ class Rollout:
                 worker._settings = dataclasses.replace(
                     worker._settings, worker_extension="tests.actors.rollout.stale_head_extension.StaleHeadExtension"
                 )
+            if name == "keep" or name == "finish":
+                worker._settings = dataclasses.replace(worker._settings, on_new_weights=name)
             before = children()
             self.run(worker.start())
             self.processes[name] = children() - before
