@@ -68,6 +68,12 @@ class BatchConfig:
     optimizer_steps: int = key(
         "Optimizer steps that split one batch; the weights are published once, after the last.", 1, minimum=1
     )
+    portions: int = key(
+        "Parts of a batch that the learner starts on as soon as their groups are scored, while others are still "
+        "generated: the same gradient but for the order of its sums. 1 waits for the whole batch.",
+        1,
+        minimum=1,
+    )
     skip_zero_advantages: bool = key(
         "Leave completions without advantage out of the update: the same gradient in less time, where neither KL nor "
         "entropy needs them. Learner metrics then speak of the others only.",

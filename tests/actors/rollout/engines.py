@@ -18,7 +18,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from actors.rollout.worker import RolloutWorker
-from system.config.schema import RolloutConfig
+from system.config.schema import OnNewWeights, RolloutConfig
 from system.records import Prompt, Sampling, Trajectory, TrajectoryGroup
 from system.weights.broadcast import WeightGroup, send_buckets
 from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
@@ -37,6 +37,7 @@ PROMPT = Prompt(prompt_id="p0", token_ids=np.arange(40, 60, dtype=np.int32), tex
 OTHER_PROMPT = dataclasses.replace(PROMPT, prompt_id="p1", token_ids=np.arange(100, 133, dtype=np.int32))
 Result = TypeVar("Result")
 CANARY = [*range(40, 100)]
+ON_NEW_WEIGHTS: dict[str, OnNewWeights] = {"keep": "keep", "finish": "finish"}  # by engine; the others recompute
 
 
 class Rollout:
@@ -66,8 +67,8 @@ class Rollout:
                 worker._settings = dataclasses.replace(
                     worker._settings, worker_extension="tests.actors.rollout.stale_head_extension.StaleHeadExtension"
                 )
-            if name == "keep" or name == "finish":
-                worker._settings = dataclasses.replace(worker._settings, on_new_weights=name)
+            if name in ON_NEW_WEIGHTS:
+                worker._settings = dataclasses.replace(worker._settings, on_new_weights=ON_NEW_WEIGHTS[name])
             before = children()
             self.run(worker.start())
             self.processes[name] = children() - before
