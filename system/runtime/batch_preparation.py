@@ -67,6 +67,8 @@ class BatchPreparation:
         self._new_metrics = new_metrics
         self._prepared: asyncio.Queue[PreparedBatch] = asyncio.Queue()
         self._room = asyncio.Semaphore(1)
+        self.is_preparing = False  # groups were taken, and are not a batch yet
+        self.num_prepared = 0
 
     async def next(self) -> PreparedBatch:
         """Waits for the next batch; the one after it may then be prepared."""
@@ -81,11 +83,14 @@ class BatchPreparation:
             prepared = None
             while prepared is None:
                 prepared = await self._prepare()
+                self.is_preparing = False
+                self.num_prepared += 1
             self._prepared.put_nowait(prepared)
 
     async def _prepare(self) -> PreparedBatch | None:
         """None: nothing in these groups can be trained on; they are dropped."""
         groups = await self._buffer.next_batch()
+        self.is_preparing = True
         taken_at, version = time.perf_counter(), self._buffer.next_batch_version - 1
         metrics = self._new_metrics()
         if any(self._scoring.is_too_old(group, policy_version=version) for group in groups):

@@ -44,6 +44,7 @@ from system.runtime.learner_group import LearnerGroup
 from system.runtime.ordered_thread import OrderedThread
 from system.runtime.pools import Pools
 from system.runtime.run_metrics import add_group_counts, add_sync, add_worker_counts
+from system.runtime.stages import ControllerStages
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
 from system.weights.manifest import WeightsManifest
@@ -106,6 +107,7 @@ class Controller:
             replicas=parts.pools.scoring,
             new_metrics=reporter.new_metrics,
         )
+        self.stages = ControllerStages(buffer=parts.buffer, preparation=self._preparation, reports=self._reports)
         self.outcome = Outcome(
             policy_version=resumed.policy_version if resumed else 0,
             completion_tokens=resumed.completion_tokens if resumed else 0,
@@ -347,6 +349,7 @@ class Controller:
         self._metrics = self._reporter.new_metrics()
 
     def _enter_phase(self, name: str) -> None:
+        self.stages.enter_phase(name)
         self._reports.submit(self._reporter.enter_phase, name)
 
     @contextmanager
