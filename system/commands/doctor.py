@@ -127,11 +127,10 @@ def needs_of(config: Config | None, *, folder: Path | None) -> Needs:
     num_parameters = None if model is None else count_parameters(model)
     if num_parameters is None:
         return needs
-    return replace(
-        needs,
-        snapshot_bytes=snapshot_bytes(config.learner, num_parameters=num_parameters),
-        checkpoint_bytes=checkpoint_bytes(config.learner, num_parameters=num_parameters),
-    )
+    snapshot = snapshot_bytes(config.learner, num_parameters=num_parameters)
+    of_scorers = (needs.num_snapshots - 2) * snapshot  # the average or the past versions, saved as well
+    checkpoint = checkpoint_bytes(config.learner, num_parameters=num_parameters) + of_scorers
+    return replace(needs, snapshot_bytes=snapshot, checkpoint_bytes=checkpoint)
 
 
 @contextmanager
