@@ -75,7 +75,7 @@ def describe(process: psutil.Process) -> str:
     """One line: number, title, state, parent, memory, and in which call of the kernel it waits."""
     try:
         with process.oneshot():
-            title = " ".join(process.cmdline())[:200] or process.name()
+            title = " ".join(" ".join(process.cmdline()).split())[:200] or process.name()
             memory = process.memory_info().rss / 2**20
             line = f"process {process.pid} ({title}): {process.status()}, child of {process.ppid()}, {memory:.0f} MiB"
     except psutil.Error as error:

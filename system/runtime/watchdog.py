@@ -142,14 +142,15 @@ class Watchdog:
         if observations is not None:
             self._last_observations = observations
             stalls += self._stages.observe(observations, now=self._now)
-        for stall in stalls[:1]:
-            self._act(stall)
+        for stall in sorted(stalls, key=lambda stall: not stall.is_final):
+            if self._stalled is None:
+                self._act(stall)
 
     def _look(self) -> None:
         """In the event loop."""
-        self._observations = self._observe(self._waits)
         self._num_looks += 1
         self._is_look_due = False
+        self._observations = self._observe(self._waits)
 
     def _act(self, stall: Stall) -> None:
         what = f"{stall.stage} stands still for {stall.seconds:.0f} s"
