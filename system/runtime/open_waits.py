@@ -10,6 +10,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+# the actor classes behind each kind of worker, as Ray names their processes
+ACTORS = {
+    "rollout worker": "RolloutWorker",
+    "reward worker": "RewardWorker",
+    "scoring replica": "ScoringWorker",
+    "learner rank": "LearnerWorker",
+}
+
 BeforeGivingUp = Callable[[Sequence[str], str, float], Awaitable[None]]
 
 
@@ -74,5 +82,5 @@ class OpenWaits:
 
 
 def kind_of(name: str) -> str:
-    """The kind of a worker of that name: "rollout worker 3" is a "rollout worker"."""
-    return name.rsplit(" ", 1)[0]
+    """The kind of a worker of that name: "rollout worker 3" is a "rollout worker"; others are a kind of their own."""
+    return next((kind for kind in ACTORS if name.startswith(kind)), name)

@@ -20,18 +20,11 @@ from dataclasses import dataclass
 
 from system.runtime.batch_preparation import BatchPreparation
 from system.runtime.group_buffer import GroupBuffer
-from system.runtime.open_waits import OpenWaits
+from system.runtime.open_waits import ACTORS, OpenWaits
 from system.runtime.ordered_thread import OrderedThread
 from system.runtime.stall_clock import StageObservation
 
 EVENT_LOOP = "event loop"
-# the actor classes behind each kind of worker, as Ray names their processes
-ACTORS = {
-    "rollout worker": "RolloutWorker",
-    "reward worker": "RewardWorker",
-    "scoring replica": "ScoringWorker",
-    "learner rank": "LearnerWorker",
-}
 _ALL = frozenset(ACTORS)
 _SCORERS = frozenset({"reward worker", "scoring replica"})
 _LEARNER = frozenset({"learner rank"})

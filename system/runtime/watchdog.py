@@ -11,7 +11,7 @@
 | a call with a deadline of its own               | that deadline; the stacks are written before the worker is lost |
 | a stage, without such a deadline to come        | the watchdog: the task under `guard` is cancelled               |
 | the event loop: blocked by code of ours         | the watchdog: StalledError is raised in it by a signal          |
-| the way out, in loop_seconds and 60 s           | the watchdog: it ends the process                               |
+| the way out, until the loop is closed           | the watchdog: it ends the process, loop_seconds and 60 s later  |
 
 Its own clock does not run while the whole process is stopped (SIGSTOP, a suspended machine).
 """
@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +33,9 @@ from system.config.machine import joins_cluster
 from system.config.schema import Config, WatchdogConfig
 from system.errors import StalledError
 from system.runtime.deadlines import wait_observer
-from system.runtime.open_waits import OpenWaits, kind_of
+from system.runtime.open_waits import ACTORS, OpenWaits, kind_of
 from system.runtime.stack_dump import StackDump, cluster_stacks, local_stacks
-from system.runtime.stages import ACTORS, EVENT_LOOP, waits_for
+from system.runtime.stages import EVENT_LOOP, waits_for
 from system.runtime.stall_clock import StageObservation, Stall, StallClock
 
 Observe = Callable[[OpenWaits], list[StageObservation]]
@@ -113,7 +113,8 @@ class Watchdog:
             self._task.uncancel()
             raise self._stalled from error
         finally:
-            self._stopping.set()
+            if self._stalled is None:
+                self._stopping.set()  # else the rest of the way out is watched as well
             wait_observer.reset(token)
             if is_main:
                 signal.signal(_LOOP_SIGNAL, former)
@@ -128,6 +129,9 @@ class Watchdog:
 
     def _tick(self) -> None:
         assert self._loop is not None
+        if self._loop.is_closed():
+            self._stopping.set()
+            return
         if self._stalled is not None:
             if self._now > self._stalled_at + self._way_out_seconds:
                 print(f"credence: {self._stalled} (the way out is blocked as well)", file=sys.stderr, flush=True)
@@ -135,7 +139,8 @@ class Watchdog:
             return
         if not self._is_look_due and not self._stopping.is_set():
             self._is_look_due = True
-            self._loop.call_soon_threadsafe(self._look)
+            with suppress(RuntimeError):  # closed since
+                self._loop.call_soon_threadsafe(self._look)
         is_alive = StageObservation(stage=EVENT_LOOP, is_busy=True, progress=self._num_looks)
         stalls = self._loop_clock.observe([is_alive], now=self._now)
         observations, self._observations = self._observations, None
@@ -160,6 +165,8 @@ class Watchdog:
         lines = [what, "stages (*: has work):", *others, "waits:", *self._waits.describe()]
         actors = [ACTORS[kind] for kind in sorted(waits_for(stall.stage))]
         path = self._write_stacks(stall.stage, lines=lines, actors=actors, seconds=_STALL_DUMP_SECONDS)
+        if self._stopping.is_set():  # the run ended meanwhile
+            return
         if not stall.is_final:
             self._warn("The run stands still", f"{what}; stacks: {path}. The run ends if that lasts as long again.")
             return

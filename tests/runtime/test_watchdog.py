@@ -134,6 +134,18 @@ def test_a_way_out_that_is_blocked_as_well_ends_the_process(tmp_path: Path, capf
     assert "evaluate stands still" in capfd.readouterr().err
 
 
+def test_a_thread_that_never_ends_does_not_hold_the_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ended = threading.Event()
+    watched = Watched(
+        tmp_path, stall_seconds=0.2, loop_seconds=0.5, way_out_seconds=0.1, end_process=lambda code: ended.set()
+    )
+    watched.watchdog.watch(lambda waits: [StageObservation(stage="prepare", is_busy=True, progress=0)])
+    with pytest.raises(StalledError, match="prepare"):
+        # asyncio waits for the thread before it closes the loop
+        asyncio.run(guarded(watched, lambda: asyncio.to_thread(ended.wait)))
+    assert "(the way out is blocked as well)" in capfd.readouterr().err
+
+
 def test_an_alert_that_hangs_holds_nothing_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     release = threading.Event()
     watched = Watched(
