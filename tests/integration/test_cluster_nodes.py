@@ -1,6 +1,6 @@
 """A Ray cluster of two raylets on this machine: the doctor's probes and the watchdog's stacks reach both."""
 
-import os
+import json
 import re
 import signal
 import time
@@ -13,83 +13,68 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from system.runtime.doctor.checks import judge
-from system.runtime.doctor.examine import examine
-from system.runtime.doctor.facts import Needs
-from system.runtime.doctor.nodes import ClusterNodes, joined
+from system.commands.doctor import main
+from system.runtime.doctor.nodes import joined
 from system.runtime.stack_dump import cluster_stacks
-from system.stack_signal import catch_stack_signal
+from tests.runtime.stuck_actor import RewardWorker
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-SNAPSHOT_BYTES = 20 * 2**20
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Its address. The second node has room for four snapshots, not for eight."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 * 2**20})
+    """Its address. The second node has the smaller object store."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 400 * 2**20})
     try:
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, resources={"second": 1})
-        with joined(cluster.address):
-            yield cluster.address
+        yield cluster.address
     finally:
         cluster.shutdown()
 
 
-def needs(folder: Path, *, num_snapshots: int) -> Needs:
-    return Needs(
-        folder=folder,
-        snapshot_bytes=SNAPSHOT_BYTES,
-        num_snapshots=num_snapshots,
-        checkpoint_bytes=2**20,
-        num_checkpoints=3,
-    )
-
-
-def test_the_doctor_looks_at_every_node(cluster: str, tmp_path: Path) -> None:
-    found = examine(ClusterNodes(cluster), folder=tmp_path)
-    assert (len(found.nodes), found.silent) == (2, ())
-    assert [link.error for link in found.links] == [None, None]
-    assert (found.round_trip.num_ranks, found.round_trip.errors) == (2, ())
-    assert found.shared_folder is not None
-    assert found.shared_folder.blind == ()
-    assert {clock.address for clock in found.clocks} == {node.address for node in found.nodes}
-
-    checks = {check.name: check for check in judge(found, needs(tmp_path, num_snapshots=4))}
-    for name in ("nodes", "versions", "same versions", "shared memory", "ports", "collective", "run folder", "disk"):
-        assert checks[name].status == "ok", checks[name]
-    (short,) = [each for each in judge(found, needs(tmp_path, num_snapshots=8)) if each.name == "shared memory"]
-    assert short.status == "FAIL"
-    assert "object store of 0.10 GiB" in short.found
-
-
-class RewardWorker:
-    """An actor that is titled as the real one, on the second node."""
-
-    def start(self) -> int:
-        catch_stack_signal()
-        return os.getpid()
-
-    def wait_in_a_verifier(self) -> None:
-        while True:
-            time.sleep(0.01)
+def test_the_doctor_looks_at_every_node_and_fails_for_the_one_that_is_too_small(
+    cluster: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = [
+        f"run.directory={tmp_path}",
+        "reward.terms=[{scorer: verifier}, {scorer: self_certainty, weight: 0}]",
+        "scorer.mode=lagged",
+        "scorer.lag_versions=40",  # 42 snapshots of 4.3 MB
+    ]
+    assert main(["--address", cluster, "--json", str(DEMO), *keys]) == 1
+    answer = json.loads(capfd.readouterr().out)
+    assert cluster in answer["where"]
+    by_name: dict[str, list[dict[str, str]]] = {}
+    for check in answer["checks"]:
+        by_name.setdefault(check["name"], []).append(check)
+    for name in ("nodes", "versions", "same versions", "ports", "collective", "run folder", "disk", "clocks"):
+        assert [check["status"] for check in by_name[name]] == ["ok"], by_name[name]
+    assert by_name["nodes"][0]["found"].startswith("2: ")
+    assert by_name["ports"][0]["found"].startswith("2 connections")
+    assert "over 2 Gloo ranks" in by_name["collective"][0]["found"]
+    (small,) = by_name["shared memory"]
+    assert (small["status"], small["expected"]) == ("FAIL", "0.17 GiB for 42 snapshots of the weights")
+    assert "object store of 0.10 GiB" in small["found"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_stacks_of_a_stopped_actor_come_from_its_node(cluster: str) -> None:
-    actor: Any = ray.remote(RewardWorker).options(num_cpus=1, resources={"second": 1}).remote()
-    process = psutil.Process(ray.get(actor.start.remote(), timeout=120))
-    call = actor.wait_in_a_verifier.remote()
-    deadline = time.monotonic() + 60
-    while "wait_in_a_verifier" not in process.cmdline()[0] and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGSTOP)
-    try:
-        text = cluster_stacks(["RewardWorker"], 60.0)
-    finally:
-        process.send_signal(signal.SIGCONT)
-        ray.kill(actor)
+    with joined(cluster):
+        actor: Any = ray.remote(RewardWorker).options(num_cpus=1, resources={"second": 1}).remote()
+        process = psutil.Process(ray.get(actor.start.remote(), timeout=120))
+        call = actor.wait_in_a_verifier.remote()
+        deadline = time.monotonic() + 60
+        while "wait_in_a_verifier" not in process.cmdline()[0] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            text = cluster_stacks(["RewardWorker"], 60.0)
+        finally:
+            process.send_signal(signal.SIGCONT)
+            ray.kill(actor)
+        del call
     assert len(re.findall(r"^-- node ", text, re.MULTILINE)) == 2
     assert text.count("no process of RewardWorker runs here") == 1
     assert f"process {process.pid} (ray::RewardWorker.wait_in_a_verifier): stopped" in text
-    assert text.count("test_cluster_nodes.py") == 1
-    del call
+    assert text.count("stuck_actor.py") == 1
