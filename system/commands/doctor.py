@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,12 @@ from system.errors import ConfigError
 from system.runtime.doctor.checks import judge
 from system.runtime.doctor.examine import examine
 from system.runtime.doctor.facts import Needs
-from system.runtime.doctor.nodes import ClusterNodes, Nodes, ThisMachine, joined
+from system.runtime.doctor.nodes import ClusterNodes, Nodes, ThisMachine, answers, joined
 from system.runtime.doctor.verdicts import Check
 from system.runtime.learner_group import num_snapshots
 from system.weights.store import node_address
 
 _CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")  # of the last `ray start` on this machine
-_CONNECT_SECONDS = 2.0
 _WIDTH = 118
 
 
@@ -101,11 +99,9 @@ def running_cluster(file: Path) -> str | None:
     """The address that `ray start` left in `file`, if somebody still answers there."""
     try:
         address = file.read_text(encoding="utf-8").strip()
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, ValueError):
+    except OSError:
         return None
-    return address
+    return address if answers(address) else None
 
 
 def needs_of(config: Config | None, *, folder: Path | None) -> Needs:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from system import cli
 from system.commands.doctor import needs_of, read_request, running_cluster, to_json, to_text
 from system.commands.plan import checkpoint_bytes
 from system.config.load import load_config
@@ -49,6 +50,13 @@ def test_a_cluster_that_no_longer_answers_is_none(tmp_path: Path) -> None:
         file.write_text(address)
         assert running_cluster(file) == address
     assert running_cluster(file) is None
+
+
+def test_an_address_at_which_nobody_answers_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert cli.main(["doctor", "--address", f"127.0.0.1:{port}"]) == 2
+    assert f"--address: given '127.0.0.1:{port}', expected HOST:PORT of a Ray cluster" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_sixteen_bytes_a_parameter_in_bfloat16() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for_futures
@@ -76,6 +77,9 @@ def joined(address: str) -> Iterator[None]:
     """Connected to the cluster meanwhile. Raises ConfigError when there is none."""
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    fix = "'ray start --head' there, or --address local for this machine alone"
+    if not answers(address):  # Ray would try for minutes
+        raise ConfigError("--address", given=address, expected="HOST:PORT of a Ray cluster that answers", fix=fix)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError) as error:  # RuntimeError: another version of Ray or Python
@@ -83,12 +87,22 @@ def joined(address: str) -> Iterator[None]:
             "--address",
             given=address,
             expected=f"a running Ray cluster of this version of Python and Ray ({error})",
-            fix="'ray start --head' there, or --address local for this machine alone",
+            fix=fix,
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def answers(address: str, *, seconds: float = 5.0) -> bool:
+    """Whether somebody accepts connections at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class ClusterNodes:
