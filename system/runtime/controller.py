@@ -150,6 +150,7 @@ class Controller:
         finally:
             self._parts.buffer.close()
             self._reports.close()
+            self.stages.end()
         return self.outcome
 
     async def _prompt_loop(self, loops: asyncio.TaskGroup) -> None:

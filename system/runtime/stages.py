@@ -56,6 +56,7 @@ class ControllerStages:
     reports: OrderedThread
     phase: str = ""
     num_phases: int = 0
+    is_running: bool = True
     _leased_before: int = -1
 
     def enter_phase(self, name: str) -> None:
@@ -63,8 +64,14 @@ class ControllerStages:
         self.phase = name
         self.num_phases += 1
 
+    def end(self) -> None:
+        """The controller has ended: nothing of it has work any more."""
+        self.is_running = False
+
     def observe(self, waits: OpenWaits) -> list[StageObservation]:
         """All stages at this moment."""
+        if not self.is_running:
+            return []
         buffer, preparation, reports = self.buffer, self.preparation, self.reports
         totals = buffer.totals()
         if self._leased_before < 0:

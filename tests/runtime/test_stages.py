@@ -37,6 +37,8 @@ def test_a_healthy_run_never_stands_still(max_staleness: int) -> None:
         run = FakeRun(make_config(controller__max_staleness=max_staleness), random=Random(seed))
         assert run_in_virtual_time(watched(run)) == []
         assert len(run.learner.trained) == 4
+        assert run.controller is not None
+        assert run.controller.stages.observe(OpenWaits()) == []  # a run that has ended has no work
 
 
 def test_a_hung_worker_is_left_to_the_deadline_of_its_call() -> None:
