@@ -33,7 +33,7 @@ async def watched(run: FakeRun, *, faults: Any = None) -> list[Stall]:
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
 def test_a_healthy_run_never_stands_still(max_staleness: int) -> None:
-    for seed in range(6):
+    for seed in range(3):
         run = FakeRun(make_config(controller__max_staleness=max_staleness), random=Random(seed))
         assert run_in_virtual_time(watched(run)) == []
         assert len(run.learner.trained) == 4
