@@ -35,6 +35,7 @@ from system.runtime.ledger import LedgerTotals
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
 from system.runtime.session import run_on_ray
+from system.runtime.watchdog import Watchdog, make_watchdog
 from system.runtime.weight_sync import WeightSync
 
 _SHUTDOWN_SECONDS = 5.0
@@ -140,13 +141,16 @@ async def _train(
                 session_start=session_start,
                 num_known_tokens=inputs.num_known_tokens,
             )
-            outcome, ledger = await _train_with_actors(
-                config,
-                folder=folder,
-                inputs=inputs,
-                reporter=reporter,
-                elapsed_seconds=elapsed_seconds,
-            )
+            watchdog = make_watchdog(config, run_folder=folder.path, alert=reporter.alert, advice=_advice(folder))
+            async with watchdog.guard():
+                outcome, ledger = await _train_with_actors(
+                    config,
+                    folder=folder,
+                    inputs=inputs,
+                    reporter=reporter,
+                    watchdog=watchdog,
+                    elapsed_seconds=elapsed_seconds,
+                )
         exit_code = 0
     finally:
         tracker.close(exit_code=exit_code)
@@ -159,6 +163,7 @@ async def _train_with_actors(
     folder: RunFolder,
     inputs: RunInputs,
     reporter: Reporter,
+    watchdog: Watchdog,
     elapsed_seconds: Callable[[], float],
 ) -> tuple[Outcome, LedgerTotals]:
     """Create all actors, run the controller, and take the actors down again however it ends."""
@@ -184,6 +189,7 @@ async def _train_with_actors(
             resumed=folder.resumed,
             elapsed_seconds=elapsed_seconds,
         )
+        watchdog.watch(controller.stages.observe)
         outcome = await controller.run()
         reporter.draw_newest_heat_maps()
         parts.buffer.drop_all(reason="run_ended")
@@ -256,5 +262,16 @@ def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: LedgerTotals, sec
 def _how_to_continue(folder: RunFolder, *, stopped_by: signal.Signals) -> str:
     if not folder.checkpoints.complete():
         return f"Stopped by {stopped_by.name} before the first checkpoint; {folder.path} holds what was logged."
-    latest = folder.checkpoints.latest().name
-    return f"Stopped by {stopped_by.name}. Continue from {latest}: credence train --resume {folder.path}"
+    return f"Stopped by {stopped_by.name}. {_advice(folder)()}"
+
+
+def _advice(folder: RunFolder) -> Callable[[], str]:
+    """How to go on from where the run is at the moment of the call."""
+
+    def advise() -> str:
+        if not folder.checkpoints.complete():
+            return f"There is no checkpoint yet; {folder.path} holds what was logged."
+        latest = folder.checkpoints.latest().name
+        return f"Continue from {latest}: credence train --resume {folder.path}"
+
+    return advise

@@ -333,6 +333,7 @@ class FakeRun:
         is_valid: Callable[[int], bool] = lambda prompt: True,
     ) -> None:
         self.config = config
+        self.controller: Controller | None = None  # once it runs
         self.random = random or Random(0)
         self.actors: list[FakeActor] = []
         engine_settings = PoolSettings(
@@ -386,7 +387,7 @@ class FakeRun:
             "evaluator": FakeEvaluator(self.pools, scoring=scoring),
             "checkpoints": self.checkpoints,
         }
-        controller = Controller(
+        controller = self.controller = Controller(
             config=self.config,
             parts=Parts(**parts),
             reporter=cast(Any, self.reporter),
