@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from system.algorithms.base import Algorithm, Credit
 from system.config.schema import Config
 from system.data.batching import pack_batch
-from system.data.samples import make_samples
+from system.data.samples import make_batch_samples
 from system.metrics import MetricSet
 from system.records import ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
@@ -101,7 +101,7 @@ class BatchPreparation:
         if not any(sample.loss_mask.any() for sample in samples):
             self._buffer.discard_batch(groups, reason="no_loss_tokens")
             return None
-        batch = await asyncio.to_thread(self._pack, samples)
+        batch = await asyncio.to_thread(pack_samples, samples, config=self._config)
         await asyncio.to_thread(self._add_metrics, metrics, groups, credit, batch, version)
         return PreparedBatch(
             policy_version=version,
@@ -115,18 +115,7 @@ class BatchPreparation:
 
     def _credit(self, groups: list[ScoredGroup]) -> tuple[Credit, list[TrainingSample]]:
         credit = self._algorithm.credit(groups)
-        by_group = (make_samples(group, credit=own) for group, own in zip(groups, credit.groups, strict=True))
-        return credit, [sample for samples in by_group for sample in samples]
-
-    def _pack(self, samples: list[TrainingSample]) -> TrainingBatch:
-        config = self._config.batch
-        return pack_batch(
-            samples,
-            num_ranks=self._config.learner.num_ranks,
-            tokens_per_microbatch=config.tokens_per_microbatch,
-            optimizer_steps=config.optimizer_steps,
-            skip_zero_advantages=config.skip_zero_advantages,
-        )
+        return credit, make_batch_samples(groups, credit=credit.groups)
 
     def _add_metrics(
         self, metrics: MetricSet, groups: list[ScoredGroup], credit: Credit, batch: TrainingBatch, policy_version: int
@@ -134,3 +123,14 @@ class BatchPreparation:
         add_group_metrics(metrics, groups, credit=credit, policy_version=policy_version)
         self._algorithm.add_metrics(metrics, groups, credit=credit)
         add_batch_metrics(metrics, batch, num_groups=len(groups))
+
+
+def pack_samples(samples: Sequence[TrainingSample], *, config: Config) -> TrainingBatch:
+    """The batch of an update, as the configuration splits it. Raises ValueError as in `pack_batch`."""
+    return pack_batch(
+        samples,
+        num_ranks=config.learner.num_ranks,
+        tokens_per_microbatch=config.batch.tokens_per_microbatch,
+        optimizer_steps=config.batch.optimizer_steps,
+        skip_zero_advantages=config.batch.skip_zero_advantages,
+    )

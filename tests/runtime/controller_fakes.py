@@ -32,6 +32,7 @@ from system.records import (
 from system.reports.guards import GUARD_METRICS
 from system.reports.metrics import SYSTEM_METRICS
 from system.runtime.controller import Controller, Parts
+from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState
@@ -372,6 +373,9 @@ class FakeRun:
             "prompt_source": FakePrompts(),
             "evaluator": FakeEvaluator(self.pools, scoring=scoring),
             "checkpoints": self.checkpoints,
+            "flight_recorder": FlightRecorder(
+                Path("unused"), config=self.config, alert=self.reporter.alert, num_steps=0
+            ),
         }
         controller = Controller(
             config=self.config,
