@@ -120,7 +120,7 @@ def _codec(kind: Any, column: str, opaque: type | None) -> _Codec:
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return _codec(opaque, column, None) if opaque is not None else _NOTHING
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return _record_codec(kind, opaque)
     if origin is np.ndarray:
         return _Codec(

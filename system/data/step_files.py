@@ -102,13 +102,7 @@ class StepFile:
 
     def step(self, *, evidence: type | None) -> RecordedStep:
         """The step; `evidence` is the dataclass that it was written with. Raises RecordError."""
-        arrays = {
-            name.removesuffix(_ARRAY_SUFFIX): _array(self._archive.read(name))
-            for name in self._archive.namelist()
-            if name.endswith(_ARRAY_SUFFIX)
-        }
-        columns = Columns(arrays=arrays, dtypes=self._record["dtypes"])
-        step: RecordedStep = self._decoded(self._record["step"], RecordedStep, columns=columns, evidence=evidence)
+        step: RecordedStep = self._decoded(self._record["step"], RecordedStep, evidence=evidence)
         return step
 
     def result(self) -> StepResult | None:
@@ -116,17 +110,24 @@ class StepFile:
         if _RESULT not in self._archive.namelist():
             return None
         tree = json.loads(self._archive.read(_RESULT))
-        result: StepResult = self._decoded(tree, StepResult, columns=Columns(arrays={}, dtypes={}), evidence=None)
+        result: StepResult = self._decoded(tree, StepResult, evidence=None)
         return result
 
-    def _decoded(self, tree: Any, kind: type, *, columns: Columns, evidence: type | None) -> Any:
+    def _decoded(self, tree: Any, kind: type, *, evidence: type | None) -> Any:
         try:
+            columns = self._columns() if kind is RecordedStep else Columns(arrays={}, dtypes={})
             return from_columns(tree, kind, columns=columns, opaque=evidence)
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(
                 f"{self.path} does not fit the records of this version of credence ({error!r}): replay it with the "
                 "version that wrote it (versions.json in the run folder)"
             ) from error
+
+    def _columns(self) -> Columns:
+        """Raises ValueError for an array of anything but numbers."""
+        names = [name for name in self._archive.namelist() if name.endswith(_ARRAY_SUFFIX)]
+        arrays = {name.removesuffix(_ARRAY_SUFFIX): _array(self._archive.read(name)) for name in names}
+        return Columns(arrays=arrays, dtypes=self._record["dtypes"])
 
 
 def config_digest(config: Mapping[str, object]) -> str:
