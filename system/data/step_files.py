@@ -60,7 +60,7 @@ def write_step(path: Path, step: RecordedStep, *, config: Mapping[str, object], 
         for name, array in columns.arrays.items():
             archive.writestr(name + _ARRAY_SUFFIX, _array_bytes(array))
         archive.comment = b"0" * _DIGEST_BYTES
-    _seal(temporary)
+    seal(temporary)
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -71,7 +71,7 @@ def add_result(path: Path, result: StepResult) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=_COMPRESSION_LEVEL) as archive:
         archive.writestr(_RESULT, json.dumps(tree))
         archive.comment = b"0" * _DIGEST_BYTES
-    _seal(path)
+    seal(path)
 
 
 class StepFile:
@@ -135,7 +135,7 @@ def config_digest(config: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def _seal(path: Path) -> None:
+def seal(path: Path) -> None:
     """Put the digest of a file in the place of its last bytes, and bring it to disk."""
     digest = hashlib.sha256()
     with path.open("r+b") as file:

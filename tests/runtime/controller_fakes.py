@@ -319,7 +319,9 @@ class FakeRun:
         random: Random | None = None,
         poison: frozenset[int] = frozenset(),
         is_valid: Callable[[int], bool] = lambda prompt: True,
+        run_folder: Path | None = None,
     ) -> None:
+        """With a `run_folder` the flight recorder writes into it."""
         self.config = config
         self.random = random or Random(0)
         self.actors: list[FakeActor] = []
@@ -344,6 +346,12 @@ class FakeRun:
             num_updates=config.run.num_updates,
         )
         self.reporter = FakeReporter()
+        self.flight_recorder = FlightRecorder(
+            run_folder or Path("unused"),
+            config=config,
+            alert=self.reporter.alert,
+            num_steps=None if run_folder is not None else 0,
+        )
         self.checkpoints = FakeCheckpoints()
 
     async def pause(self) -> None:
@@ -373,9 +381,7 @@ class FakeRun:
             "prompt_source": FakePrompts(),
             "evaluator": FakeEvaluator(self.pools, scoring=scoring),
             "checkpoints": self.checkpoints,
-            "flight_recorder": FlightRecorder(
-                Path("unused"), config=self.config, alert=self.reporter.alert, num_steps=0
-            ),
+            "flight_recorder": self.flight_recorder,
         }
         controller = Controller(
             config=self.config,

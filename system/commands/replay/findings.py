@@ -22,6 +22,8 @@ class Tolerance:
     relative: float = 0.0
 
     def __str__(self) -> str:
+        if math.isinf(self.absolute):
+            return "not bounded"
         return (
             " + ".join(
                 text

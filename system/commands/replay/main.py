@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from system.runtime.flight_recorder import RingEntry
 
 
-_WIDTH = 160
+_WIDTH = 180
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +212,7 @@ def _print(found: Replay, *, as_json: bool) -> None:
 def _table(findings: Sequence[Finding]) -> Table:
     table = Table()
     for title in ("what", "values", "recorded", "again", "largest difference", "allowed", "where", ""):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title == "what")
     for finding in findings:
         table.add_row(
             finding.what,

@@ -1,4 +1,4 @@
-"""Which weights a recorded step needs, and where they are: a checkpoint of the run, model.path, or what a user gives."""
+"""Which weights a recorded step needs, and where: in a checkpoint of the run, in model.path, or in a folder given."""
 
 from __future__ import annotations
 
