@@ -56,7 +56,7 @@ def write_step(path: Path, step: RecordedStep, *, config: Mapping[str, object], 
     record = {"format": _FORMAT, "config": config, "dtypes": columns.dtypes, "step": tree}
     temporary = path.with_name(f".{path.name}.tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=_COMPRESSION_LEVEL) as archive:
-        archive.writestr(_RECORD, json.dumps(record, allow_nan=False))
+        archive.writestr(_RECORD, json.dumps(record))
         for name, array in columns.arrays.items():
             archive.writestr(name + _ARRAY_SUFFIX, _array_bytes(array))
         archive.comment = b"0" * _DIGEST_BYTES

@@ -254,8 +254,8 @@ class Controller:
         """One batch and its publication. False: its gradients were not finite, and the weights are what they were."""
         parts, version = self._parts, self.outcome.policy_version
         self._reports.submit(self._show_heat_maps, prepared, policy_version=version)
-        self._reports.submit(parts.flight_recorder.begin, prepared, policy_version=version)
         with self._phase("train"):
+            self._reports.submit(parts.flight_recorder.begin, prepared, policy_version=version)
             result, manifest = await parts.learner_group.train_and_publish(prepared.batch)
         self._reports.submit(parts.flight_recorder.finish, result)
         self._metrics.extend(result.metrics)
