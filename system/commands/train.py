@@ -29,6 +29,7 @@ from system.reports.tracker import Tracker
 from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
+from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import LedgerTotals
@@ -181,7 +182,10 @@ async def _train_with_actors(
         async with asyncio.TaskGroup() as starts:
             starts.create_task(_start_learner(learner_group, folder=folder))
             starts.create_task(pools.start())
-        parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
+        recorder = FlightRecorder(folder.path, config=config, alert=reporter.alert)
+        parts = _connect(
+            config, folder, inputs=inputs, learner_group=learner_group, pools=pools, flight_recorder=recorder
+        )
         controller = Controller(
             config=config,
             parts=parts,
@@ -215,6 +219,7 @@ def _connect(
     inputs: RunInputs,
     learner_group: LearnerGroup,
     pools: Pools,
+    flight_recorder: FlightRecorder,
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
     resumed = folder.resumed
@@ -240,6 +245,7 @@ def _connect(
         prompt_source=inputs.training_prompts,
         evaluator=make_evaluator(config, prompts=inputs.held_out_prompts, pools=pools),
         checkpoints=folder.checkpoints,
+        flight_recorder=flight_recorder,
     )
 
 

@@ -28,6 +28,9 @@ class RunConfig:
     max_seconds: float | None = key(
         "Stop cleanly after this many seconds (with summary); null: no limit.", None, above=0
     )
+    flight_recorder_steps: int = key(
+        "Newest updates kept whole in RUN_DIR/flight_recorder, for `credence replay`; 0: none.", 3, minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

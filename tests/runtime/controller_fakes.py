@@ -33,6 +33,7 @@ from system.records import (
 from system.reports.guards import GUARD_METRICS
 from system.reports.metrics import SYSTEM_METRICS
 from system.runtime.controller import Controller, Parts
+from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState
@@ -331,7 +332,9 @@ class FakeRun:
         random: Random | None = None,
         poison: frozenset[int] = frozenset(),
         is_valid: Callable[[int], bool] = lambda prompt: True,
+        run_folder: Path | None = None,
     ) -> None:
+        """With a `run_folder` the flight recorder writes into it."""
         self.config = config
         self.controller: Controller | None = None  # once it runs
         self.random = random or Random(0)
@@ -357,6 +360,12 @@ class FakeRun:
             num_updates=config.run.num_updates,
         )
         self.reporter = FakeReporter()
+        self.flight_recorder = FlightRecorder(
+            run_folder or Path("unused"),
+            config=config,
+            alert=self.reporter.alert,
+            num_steps=None if run_folder is not None else 0,
+        )
         self.checkpoints = FakeCheckpoints()
 
     async def pause(self) -> None:
@@ -386,6 +395,7 @@ class FakeRun:
             "prompt_source": FakePrompts(),
             "evaluator": FakeEvaluator(self.pools, scoring=scoring),
             "checkpoints": self.checkpoints,
+            "flight_recorder": self.flight_recorder,
         }
         controller = self.controller = Controller(
             config=self.config,
