@@ -4,15 +4,18 @@
     RUN_DIR/checkpoints/update_000050/              state.json, learner/ (DeepSpeed), policy/ (Hugging Face format),
                                                     scorer/ (average or past weights of the scoring replicas)
     RUN_DIR/checkpoints/update_000050.superseded/   left behind when the run was resumed from an older one
+    RUN_DIR/checkpoints/update_000050.corrupt/      not whole when the run was resumed
+    RUN_DIR/checkpoints/best.json                   which checkpoint has the best evaluation (checkpoint.keep_best)
 
 state.json is written last. It holds the run state, the size and hash of every other file, and a hash of itself;
 all of them are checked before anything is loaded.
 
-Written by the controller; read by `credence train --resume` and `credence evaluate`.
+Written by checkpoint_writing.py; read by `credence train --resume` and `credence evaluate`.
 """
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,14 +25,17 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from system.config.schema import CheckpointConfig
 from system.data.file_stamps import FileStamp, faults, stamp_files, sync_folder, write_synced
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
 from system.reports.guards import GuardState
+from system.reports.recorder import write_json_atomically
 from system.runtime.ledger import LedgerState
 
 _STATE_FILE = "state.json"
+_BEST_FILE = "best.json"
 _NAME = re.compile(r"update_(\d{6,})")
 
 
@@ -53,14 +59,24 @@ class RunState:
     seconds: float  # running time since the start, over all sessions
     canary_max_abs_diff: float
     guards: GuardState | None  # what the guards against reward hacking have seen; None: nothing
+    evaluation: dict[str, float] | None = None  # metrics of the evaluation of these weights; None: there was none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestWhole:
+    """The newest checkpoint that is whole, and what is wrong with the newer ones, newest first."""
+
+    path: Path
+    state: RunState
+    faults: dict[Path, str]
 
 
 class CheckpointStore:
     """The checkpoints of one run. `partial_directory` and `commit` bracket the writing of a new one."""
 
-    def __init__(self, run_directory: Path, *, keep: int) -> None:
+    def __init__(self, run_directory: Path, *, config: CheckpointConfig) -> None:
         self._directory = run_directory / "checkpoints"
-        self._keep = keep
+        self._config = config
 
     def partial_directory(self, policy_version: int) -> Path:
         """An empty folder to write into; nothing reads it before `commit`."""
@@ -70,7 +86,7 @@ class CheckpointStore:
         return directory
 
     def commit(self, directory: Path, state: RunState, *, written: Mapping[str, FileStamp]) -> Path:
-        """Write the run state last, give the folder its final name, and delete the oldest beyond `keep`.
+        """Write the run state last, give the folder its final name, and delete those that need not be kept.
 
         `written`: what the learner ranks wrote, by path. Raises CheckpointError when this node does not see it.
         """
@@ -93,14 +109,18 @@ class CheckpointStore:
         shutil.rmtree(final, ignore_errors=True)
         directory.rename(final)
         sync_folder(self._directory)
-        for old in self.complete()[: -self._keep]:
-            shutil.rmtree(old)
+        best = self._write_best()
+        for old in self.complete()[: -self._config.keep]:
+            if old not in best:
+                shutil.rmtree(old)
         return final
 
-    def discard_partial(self) -> None:
-        """Remove what an interrupted save left behind."""
-        for directory in self._directory.glob("update_*.partial"):
+    def discard_partial(self) -> list[Path]:
+        """Remove what interrupted saves left behind, and return which."""
+        unfinished = sorted(self._directory.glob("update_*.partial"))
+        for directory in unfinished:
             shutil.rmtree(directory, ignore_errors=True)
+        return unfinished
 
     def complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -132,14 +152,51 @@ class CheckpointStore:
         except CheckpointError as error:
             raise CheckpointError(f"{error}. {self._advice(but=chosen)}") from error
 
-    def set_newer_aside(self, checkpoint: Path) -> list[Path]:
+    def newest_whole(self) -> NewestWhole:
+        """The checkpoint from which a run goes on that was asked for no other. Raises CheckpointError without one."""
+        self.latest()
+        found: dict[Path, str] = {}
+        for path in reversed(self.complete()):
+            try:
+                return NewestWhole(path=path, state=load_run_state(path), faults=found)
+            except CheckpointError as error:
+                found[path] = str(error)
+        newest = next(iter(found.values()))
+        raise CheckpointError(f"{newest}. No checkpoint of this run is whole: start it again without --resume.")
+
+    def set_newer_aside(self, checkpoint: Path, *, suffix: str = ".superseded") -> list[Path]:
         """Rename those newer than `checkpoint`, from which the run goes on: they belong to another continuation."""
         newer = [path for path in self.complete() if _version(path) > _version(checkpoint)]
         for path in newer:
-            aside = path.with_suffix(".superseded")
+            aside = path.with_suffix(suffix)
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+        if newer:
+            self._write_best()
         return newer
+
+    def best(self) -> tuple[str, float] | None:
+        """Name of the checkpoint whose evaluation was best and its value; None when none is kept for that."""
+        try:
+            content = json.loads((self._directory / _BEST_FILE).read_text())
+            return content["checkpoint"], content["value"]
+        except FileNotFoundError:
+            return None
+
+    def _write_best(self) -> list[Path]:
+        """Names the best in best.json; those that are kept for being among the best, best first, newer before older."""
+        metric, valued = self._config.best_metric, []
+        for path in self.complete() if self._config.keep_best else []:
+            evaluation = json.loads((path / _STATE_FILE).read_text())["state"]["evaluation"] or {}
+            if math.isfinite(value := evaluation.get(metric, math.nan)):
+                valued.append((value, path))
+        best = sorted(valued, reverse=True)[: self._config.keep_best]
+        if best:
+            content = {"checkpoint": best[0][1].name, "metric": metric, "value": best[0][0]}
+            write_json_atomically(self._directory / _BEST_FILE, content)
+        else:
+            (self._directory / _BEST_FILE).unlink(missing_ok=True)
+        return [path for _, path in best]
 
     def _advice(self, *, but: Path) -> str:
         for path in reversed([path for path in self.complete() if path != but]):
@@ -209,6 +266,7 @@ def _from_json(data: dict[str, Any]) -> RunState:
         seconds=data["seconds"],
         canary_max_abs_diff=data["canary_max_abs_diff"],
         guards=data["guards"],
+        evaluation=data["evaluation"],
     )
 
 
@@ -222,6 +280,7 @@ def _to_json(state: RunState) -> dict[str, object]:
         "seconds": state.seconds,
         "canary_max_abs_diff": state.canary_max_abs_diff,
         "guards": state.guards,
+        "evaluation": state.evaluation,
     }
 
 

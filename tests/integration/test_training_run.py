@@ -53,23 +53,33 @@ def test_metrics_have_a_line_for_each_update(undisturbed: Path) -> None:
     assert {"eval/accuracy_sampled", "eval/accuracy_greedy"} <= set(lines[2]["metrics"])
 
 
-def test_resumed_run_writes_the_same_metrics_as_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_from_the_one_before_to_the_same_metrics(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "small"
     shutil.copytree(undisturbed, copy)
-    part = copy / "checkpoints" / "update_000004" / "learner" / "engine" / "mp_rank_00_model_states.pt"
+    part = copy / "checkpoints" / "update_000004" / "learner" / "rank_00001.safetensors"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
 
-    refused = run(resume_command(copy))
+    refused = run(resume_command(f"{copy}@4"))
     assert refused.returncode == 2
     assert re.fullmatch(
-        r"\S+mp_rank_00_model_states\.pt has other content than was saved\. The newest whole checkpoint is "
+        r"\S+rank_00001\.safetensors has other content than was saved\. The newest whole checkpoint is "
         rf"update_000002: credence train --resume {copy}@2",
         refused.stderr.splitlines()[-1].removeprefix("credence: "),
     )
-    require_success(run(resume_command(f"{copy}@2")))
+    resumed = run(resume_command(copy))
+    require_success(resumed)
 
+    said = [line for line in resumed.stderr.splitlines() if line.startswith("credence: ")]
+    assert re.fullmatch(
+        r"credence: update_000004 cannot be used \(\S+ has other content than was saved\), and is set aside as "
+        r"update_000004\.corrupt",
+        said[0],
+    )
+    assert said[1] == ("credence: going on from update_000002: the 2 updates that the run made after it are made again")
     assert metric_lines(copy) == metric_lines(undisturbed)
     assert summary(copy)["ledger"] == summary(undisturbed)["ledger"]
 

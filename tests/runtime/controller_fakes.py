@@ -89,7 +89,9 @@ class FakeLearnerGroup:
     version: int = 0
     not_finite: frozenset[int] = frozenset()  # prompts whose gradient is NaN
     trained: list[list[int]] = field(default_factory=list)
-    checkpoints: list[int] = field(default_factory=list)
+    copied: int = -1
+    writing: Callable[[], Any] = lambda: asyncio.sleep(0)
+    checkpoints: list[int] = field(default_factory=list)  # versions that were copied and written
 
     async def publish(self) -> FakeManifest:
         return FakeManifest(self.version)
@@ -110,9 +112,13 @@ class FakeLearnerGroup:
         result = StepResult(policy_version=self.version, has_new_weights=has_new_weights, metrics=())
         return result, FakeManifest(self.version)
 
-    async def save_checkpoint(self, directory: Path) -> dict[str, Any]:
+    async def start_checkpoint(self, directory: Path) -> None:
         await self.pause()
-        self.checkpoints.append(self.version)
+        self.copied = self.version
+
+    async def written_checkpoint(self, *, seconds: float) -> dict[str, Any]:
+        await self.writing()
+        self.checkpoints.append(self.copied)
         return {}
 
 
