@@ -24,8 +24,13 @@ class BackgroundWriter:
 
     def start(self, writes: Sequence[Write]) -> None:
         """Returns at once. Call `wait` first: two saves at a time would need their memory twice."""
-        assert self._newest is None or self._newest.done(), "the save before is still being written"
+        assert self.is_done, "the save before is still being written"
         self._newest = self._thread.submit(_write_all, list(writes))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._newest is None or self._newest.done()
 
     def wait(self) -> dict[str, FileStamp]:
         """Until the newest save is on disk; its files by path. Raises CheckpointError with what went wrong."""

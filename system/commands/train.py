@@ -19,7 +19,7 @@ from system.commands.resume_point import open_resumed
 from system.commands.run_inputs import RunInputs, read_inputs
 from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.machine import run_directory
-from system.config.schema import Config
+from system.config.schema import CheckpointConfig, Config
 from system.metrics import MetricTable
 from system.records import Prompt
 from system.reports.display import Display
@@ -88,7 +88,7 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     if resume is not None:
         directory, policy_version = split_resume(resume)
         path = Path(directory).resolve()
-        checkpoints = CheckpointStore(path, config=config.checkpoint)
+        checkpoints = _store(path, config=config.checkpoint)
         checkpoint, state = open_resumed(checkpoints, policy_version=policy_version, run_folder=path)
         return RunFolder(path=path, checkpoints=checkpoints, resumed_from=checkpoint, resumed=state)
     wanted = run_directory(config.run) / config.run.name
@@ -96,9 +96,11 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     while path.exists():
         number += 1
         path = wanted.with_name(f"{wanted.name}-{number}")
-    return RunFolder(
-        path=path, checkpoints=CheckpointStore(path, config=config.checkpoint), resumed_from=None, resumed=None
-    )
+    return RunFolder(path=path, checkpoints=_store(path, config=config.checkpoint), resumed_from=None, resumed=None)
+
+
+def _store(run_folder: Path, *, config: CheckpointConfig) -> CheckpointStore:
+    return CheckpointStore(run_folder, keep=config.keep, keep_best=config.keep_best, best_metric=config.best_metric)
 
 
 async def _train(

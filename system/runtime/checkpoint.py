@@ -25,7 +25,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from system.config.schema import CheckpointConfig
 from system.data.file_stamps import FileStamp, faults, stamp_files, sync_folder, write_synced
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
@@ -74,9 +73,14 @@ class NewestWhole:
 class CheckpointStore:
     """The checkpoints of one run. `partial_directory` and `commit` bracket the writing of a new one."""
 
-    def __init__(self, run_directory: Path, *, config: CheckpointConfig) -> None:
+    def __init__(
+        self, run_directory: Path, *, keep: int, keep_best: int = 0, best_metric: str = "eval/accuracy_greedy"
+    ) -> None:
+        """Kept are the newest `keep`, and of those whose weights were evaluated the `keep_best` best."""
         self._directory = run_directory / "checkpoints"
-        self._config = config
+        self._keep = keep
+        self._keep_best = keep_best
+        self._best_metric = best_metric
 
     def partial_directory(self, policy_version: int) -> Path:
         """An empty folder to write into; nothing reads it before `commit`."""
@@ -110,7 +114,7 @@ class CheckpointStore:
         directory.rename(final)
         sync_folder(self._directory)
         best = self._write_best()
-        for old in self.complete()[: -self._config.keep]:
+        for old in self.complete()[: -self._keep]:
             if old not in best:
                 shutil.rmtree(old)
         return final
@@ -185,14 +189,14 @@ class CheckpointStore:
 
     def _write_best(self) -> list[Path]:
         """Names the best in best.json; those that are kept for being among the best, best first, newer before older."""
-        metric, valued = self._config.best_metric, []
-        for path in self.complete() if self._config.keep_best else []:
+        valued = []
+        for path in self.complete() if self._keep_best else []:
             evaluation = json.loads((path / _STATE_FILE).read_text())["state"]["evaluation"] or {}
-            if math.isfinite(value := evaluation.get(metric, math.nan)):
+            if math.isfinite(value := evaluation.get(self._best_metric, math.nan)):
                 valued.append((value, path))
-        best = sorted(valued, reverse=True)[: self._config.keep_best]
+        best = sorted(valued, reverse=True)[: self._keep_best]
         if best:
-            content = {"checkpoint": best[0][1].name, "metric": metric, "value": best[0][0]}
+            content = {"checkpoint": best[0][1].name, "metric": self._best_metric, "value": best[0][0]}
             write_json_atomically(self._directory / _BEST_FILE, content)
         else:
             (self._directory / _BEST_FILE).unlink(missing_ok=True)

@@ -7,7 +7,8 @@ import pytest
 
 from system.commands.resume_point import open_resumed
 from system.errors import CheckpointError
-from tests.runtime.saved_states import save, store_of
+from system.runtime.checkpoint import CheckpointStore
+from tests.runtime.saved_states import save
 
 
 def log_updates(run_folder: Path, last: int) -> None:
@@ -16,7 +17,7 @@ def log_updates(run_folder: Path, last: int) -> None:
 
 
 def test_a_whole_newest_one_is_used_without_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = store_of(tmp_path)
+    store = CheckpointStore(tmp_path, keep=2)
     save(store, 5)
     path = save(store, 10)
     log_updates(tmp_path, 10)
@@ -30,7 +31,7 @@ def test_a_whole_newest_one_is_used_without_a_word(tmp_path: Path, capsys: pytes
 def test_a_corrupt_newest_one_is_named_the_one_before_is_used_and_the_loss_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = store_of(tmp_path)
+    store = CheckpointStore(tmp_path, keep=2)
     whole = save(store, 5)
     part = save(store, 10) / "learner" / "part.pt"
     part.write_bytes(b"cut")
@@ -49,7 +50,7 @@ def test_a_corrupt_newest_one_is_named_the_one_before_is_used_and_the_loss_is_sa
 
 
 def test_an_unfinished_one_is_named_and_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = store_of(tmp_path)
+    store = CheckpointStore(tmp_path, keep=2)
     save(store, 5)
     store.partial_directory(10)
     log_updates(tmp_path, 10)
@@ -65,7 +66,7 @@ def test_an_unfinished_one_is_named_and_deleted(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_corrupt_one_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
-    store = store_of(tmp_path)
+    store = CheckpointStore(tmp_path, keep=2)
     save(store, 5)
     (save(store, 10) / "learner" / "part.pt").write_bytes(b"cut")
 

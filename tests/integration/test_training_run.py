@@ -15,10 +15,13 @@ from credence_process import (
     require_success,
     resume_command,
     run,
+    small_keys,
     started,
     summary,
     wait_for_phase,
 )
+
+from benchmarks.resume import run_resume
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -82,6 +85,17 @@ def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_from_the_one_before_to
     assert said[1] == ("credence: going on from update_000002: the 2 updates that the run made after it are made again")
     assert metric_lines(copy) == metric_lines(undisturbed)
     assert summary(copy)["ledger"] == summary(undisturbed)["ledger"]
+
+
+def test_a_run_that_is_killed_while_it_writes_a_checkpoint_goes_on_bit_by_bit(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    keys = small_keys(tmp_path, name="killed") | {"checkpoint.every_updates": 1}
+
+    figures = run_resume(tmp_path, keys=keys, num_kills=1, seed=0, reference=undisturbed)
+
+    assert (figures["kills"], figures["num_updates"]) == (1, 4)
+    assert figures["differences"] == []
 
 
 def test_two_workers_one_losing_its_engine_and_one_dying_give_the_same_metrics(

@@ -1,7 +1,7 @@
 """A learner's checkpoint: exact in the layout that saved it, whole in any other, and copied before it is written."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +151,12 @@ def test_a_run_goes_on_in_another_layout(runs: SavedRuns, saved_in: Layout, layo
 def load_all(rank: int, num_ranks: int, port: int, model_path: str, folders: Sequence[str]) -> list[str]:
     """What loading each folder as version 2 is answered with."""
     learner = start(rank, num_ranks, port, (2, 1, "float32"), model_path)
-    return [_error_of(lambda folder=folder: learner.load_checkpoint(folder, policy_version=2)) for folder in folders]
+    return [_error_of(learner, folder) for folder in folders]
 
 
-def _error_of(load: Callable[[], None]) -> str:
+def _error_of(learner: Learner, folder: str) -> str:
     try:
-        load()
+        learner.load_checkpoint(folder, policy_version=2)
     except CheckpointError as error:
         return str(error)
     return ""

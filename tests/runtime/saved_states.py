@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from system.config.schema import CheckpointConfig
 from system.data.file_stamps import stamp_files
 from system.data.prompts import PromptCursor
 from system.records import Prompt
@@ -39,10 +37,6 @@ def make_state(*, policy_version: int) -> RunState:
         canary_max_abs_diff=2e-6,
         guards=guards.state(),
     )
-
-
-def store_of(run_folder: Path, **config: Any) -> CheckpointStore:
-    return CheckpointStore(run_folder, config=CheckpointConfig(**config))
 
 
 def save(store: CheckpointStore, policy_version: int, *, accuracy: float | None = None) -> Path:

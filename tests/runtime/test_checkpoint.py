@@ -6,13 +6,13 @@ import pytest
 from system.data.file_stamps import FileStamp
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
-from system.runtime.checkpoint import load_run_state
+from system.runtime.checkpoint import CheckpointStore, load_run_state
 from system.runtime.ledger import Ledger
-from tests.runtime.saved_states import make_state, save, store_of
+from tests.runtime.saved_states import make_state, save
 
 
 def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
 
     state = load_run_state(save(store, 3))
 
@@ -28,7 +28,7 @@ def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_unfinished_checkpoint_is_neither_listed_nor_left(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
     save(store, 10)
     (store.partial_directory(20) / "half").write_text("x")
 
@@ -38,7 +38,7 @@ def test_unfinished_checkpoint_is_neither_listed_nor_left(tmp_path: Path) -> Non
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
     for version in (5, 10, 15):
         save(store, version)
 
@@ -46,7 +46,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 def test_saving_a_version_again_replaces_it(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
     (save(store, 5) / "old").write_text("x")
 
     save(store, 5)
@@ -56,11 +56,11 @@ def test_saving_a_version_again_replaces_it(tmp_path: Path) -> None:
 
 def test_no_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Start it again without --resume"):
-        store_of(tmp_path, keep=2).latest()
+        CheckpointStore(tmp_path, keep=2).latest()
 
 
 def test_damaged_state_names_the_file(tmp_path: Path) -> None:
-    path = save(store_of(tmp_path, keep=2), 5)
+    path = save(CheckpointStore(tmp_path, keep=2), 5)
     (path / "state.json").write_text('{"policy_version": 5')
 
     with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
@@ -69,7 +69,7 @@ def test_damaged_state_names_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["state.json", "learner/part.pt", "scorer/average"])
 def test_every_flipped_byte_is_noticed(tmp_path: Path, name: str) -> None:
-    store = store_of(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
     file = save(store, 5) / name
     content = file.read_bytes()
     for position in range(len(content)):
@@ -81,7 +81,7 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path, name: str) -> None:
 
 
 def test_a_bad_checkpoint_names_the_file_and_the_command_that_uses_the_newest_whole_one(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=4)
+    store = CheckpointStore(tmp_path, keep=4)
     for version in (5, 10, 15, 20):
         save(store, version)
     checkpoints = tmp_path / "checkpoints"
@@ -99,7 +99,7 @@ def test_a_bad_checkpoint_names_the_file_and_the_command_that_uses_the_newest_wh
 
 
 def test_a_state_of_another_policy_version_is_refused(tmp_path: Path) -> None:
-    path = save(store_of(tmp_path, keep=2), 5)
+    path = save(CheckpointStore(tmp_path, keep=2), 5)
     moved = path.rename(path.with_name("update_000006"))
 
     with pytest.raises(CheckpointError, match="is of policy version 5, but lies in update_000006"):
@@ -107,7 +107,7 @@ def test_a_state_of_another_policy_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_older_checkpoint_can_be_chosen_and_newer_ones_are_set_aside(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=3)
+    store = CheckpointStore(tmp_path, keep=3)
     for version in (5, 10, 15):
         save(store, version)
 
@@ -123,7 +123,7 @@ def test_an_older_checkpoint_can_be_chosen_and_newer_ones_are_set_aside(tmp_path
 
 
 def test_a_part_that_this_node_does_not_see_leaves_no_checkpoint(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=2)
+    store = CheckpointStore(tmp_path, keep=2)
     directory = store.partial_directory(5)
     elsewhere = {str(directory / "learner" / "rank_1.pt"): FileStamp(bytes=7, sha256="0" * 64)}
 
@@ -135,7 +135,7 @@ def test_a_part_that_this_node_does_not_see_leaves_no_checkpoint(tmp_path: Path)
 
 
 def test_the_best_are_kept_besides_the_newest_and_the_first_of_them_is_named(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=1, keep_best=2)
+    store = CheckpointStore(tmp_path, keep=1, keep_best=2)
     for version, accuracy in [(1, 0.2), (2, 0.8), (3, 0.5), (4, 0.8), (5, float("nan")), (6, None), (7, 0.1)]:
         save(store, version, accuracy=accuracy)
 
@@ -148,7 +148,7 @@ def test_the_best_are_kept_besides_the_newest_and_the_first_of_them_is_named(tmp
 
 
 def test_without_keep_best_none_is_named(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=1)
+    store = CheckpointStore(tmp_path, keep=1)
     save(store, 1, accuracy=0.9)
     save(store, 2, accuracy=0.1)
 
@@ -157,7 +157,7 @@ def test_without_keep_best_none_is_named(tmp_path: Path) -> None:
 
 
 def test_the_newest_whole_checkpoint_is_found_behind_bad_ones(tmp_path: Path) -> None:
-    store = store_of(tmp_path, keep=4)
+    store = CheckpointStore(tmp_path, keep=4)
     for version in (5, 10, 15):
         save(store, version)
     checkpoints = tmp_path / "checkpoints"

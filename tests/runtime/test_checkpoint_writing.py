@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from system.config.schema import CheckpointConfig
 from system.data.file_stamps import FileStamp, stamp_files
 from system.errors import CheckpointError
 from system.runtime.checkpoint import CheckpointStore
@@ -43,7 +42,7 @@ class CountingLearner:
 class Run:
     def __init__(self, folder: Path) -> None:
         self.learner = CountingLearner()
-        self.store = CheckpointStore(folder, config=CheckpointConfig(keep=3))
+        self.store = CheckpointStore(folder, keep=3)
         self.writing = CheckpointWriting(learner_group=self.learner, store=self.store, timeout_seconds=100.0)
 
     async def save(self) -> float:
