@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,11 +19,16 @@ class BackgroundWriter:
 
     def __init__(self, *, who: str) -> None:
         self._who = who
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._newest: Future[dict[str, FileStamp]] | None = None
+        self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._newest: futures.Future[dict[str, FileStamp]] | None = None
+
+    def settle(self) -> None:
+        """Until nothing is being written, whether it succeeded or not."""
+        if self._newest is not None:
+            futures.wait([self._newest])
 
     def start(self, writes: Sequence[Write]) -> None:
-        """Returns at once. Call `wait` first: two saves at a time would need their memory twice."""
+        """Returns at once. Call `settle` before the copies are made: they use the memory of those before."""
         assert self.is_done, "the save before is still being written"
         self._newest = self._thread.submit(_write_all, list(writes))
 

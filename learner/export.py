@@ -51,8 +51,8 @@ def export_hf(
 
 
 def snapshot_weights(manifest: WeightsManifest, *, fetch: Callable[[Sequence[object]], Buckets]) -> dict[str, Tensor]:
-    """The tensors of a published snapshot by HF name, checked against its checksums."""
-    buffers = (torch.tensor(buffer) for buffer in fetch(manifest.references))
+    """The tensors of a published snapshot by HF name, checked against its checksums: views of the store, read-only."""
+    buffers = (torch.from_numpy(buffer) for buffer in fetch(manifest.references))
     return {name: tensor for bucket in checked_buckets(buffers, manifest) for name, tensor in bucket}
 
 

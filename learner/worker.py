@@ -106,9 +106,9 @@ class LearnerWorker(Learner):
         """Copy what a checkpoint needs of the present version and have it written into these folders, in a thread.
 
         Rank 0 also writes the policy in Hugging Face format and what scorers need besides the newest weights. Waits
-        for the checkpoint before; raises CheckpointError when that one could not be written.
+        for the checkpoint before.
         """
-        self._writer.wait()
+        self._writer.settle()
         writes: list[Write] = [self.capture_checkpoint(learner)]
         if self._rank == 0:
             writes += [self._export(policy), self._scoring.capture(scorer)]

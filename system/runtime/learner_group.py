@@ -117,10 +117,7 @@ class LearnerGroup:
             )
 
     async def start_checkpoint(self, directory: Path) -> None:
-        """Every rank copies its part; all is written into `directory` while training goes on.
-
-        Raises CheckpointError when the one before could not be written.
-        """
+        """Every rank copies its part; all is written into `directory` while training goes on."""
         await self._all(
             "start_checkpoint",
             seconds=self._config.step_timeout_seconds,

@@ -40,6 +40,8 @@ def test_what_could_not_be_written_is_raised_at_each_wait_with_rank_and_reason(t
         return []
 
     writer.start([write])
+    writer.settle()
+    assert writer.is_done
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"learner rank 3 could not write .*No such file .*absent/part"):
             writer.wait()
