@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -35,12 +36,16 @@ class CheckpointWriting:
         self._task: asyncio.Task[None] | None = None
         self._seconds: list[float] = []
 
-    async def start(self, state: RunState) -> None:
-        """Returns when the learner may go on; `state` has to be of its present weights. Raises CheckpointError."""
+    async def start(self, state: RunState, *, after: Sequence[asyncio.Future[None]] = ()) -> None:
+        """Returns when the learner may go on; `state` has to be of its present weights.
+
+        The checkpoint gets its name when `after` is done: what was logged up to these weights, because a resumed run
+        logs only what comes after them. Raises what went wrong with the checkpoint before.
+        """
         await self.finish()
         directory = await asyncio.to_thread(self._store.partial_directory, state.policy_version)
         await self._learner_group.start_checkpoint(directory)
-        self._task = asyncio.create_task(self._write(directory, state))
+        self._task = asyncio.create_task(self._write(directory, state, after=after))
 
     async def finish(self) -> None:
         """Waits until the last one has its name. Raises what went wrong with it, once."""
@@ -63,8 +68,12 @@ class CheckpointWriting:
         taken, self._seconds = self._seconds, []
         return taken
 
-    async def _write(self, directory: Path, state: RunState) -> None:
+    async def _write(self, directory: Path, state: RunState, *, after: Sequence[asyncio.Future[None]]) -> None:
         start = time.perf_counter()
         written = await self._learner_group.written_checkpoint(seconds=self._timeout_seconds)
+        if after:
+            await asyncio.wait(after)
+        for each in after:
+            each.result()
         await asyncio.to_thread(self._store.commit, directory, state, written=written)
         self._seconds.append(time.perf_counter() - start)

@@ -329,9 +329,7 @@ class Controller:
     async def _save_checkpoint(self) -> None:
         """Learner, exported policy and run state, all of the same policy version; written while training goes on."""
         with self._phase("checkpoint"):
-            # what is logged up to this version is on disk before a checkpoint can make a resumed run go on after it
-            await self._reports.finish()
-            await self._checkpoints.start(self._state)
+            await self._checkpoints.start(self._state, after=self._reports.pending)
 
     def _run_state(self) -> RunState:
         return RunState(

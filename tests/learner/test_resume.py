@@ -102,7 +102,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SavedRuns:
 @pytest.mark.parametrize(
     "layout",
     [
-        (0, 1, "float32"), (1, 2, "float32"), (2, 2, "float32"), (3, 2, "float32"),
+        (0, 2, "float32"), (1, 2, "float32"), (2, 1, "float32"), (3, 2, "float32"),
         (1, 2, "bfloat16"), (2, 2, "bfloat16"),
     ],
 )  # fmt: skip
@@ -124,10 +124,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(runs: SavedRuns, l
 @pytest.mark.parametrize(
     ("saved_in", "layout"),
     [
-        ((0, 1, "float32"), (3, 2, "float32")),
+        ((0, 2, "float32"), (3, 1, "float32")),
         ((3, 2, "float32"), (2, 1, "float32")),
-        ((2, 2, "float32"), (0, 2, "float32")),
-        ((1, 2, "float32"), (3, 1, "float32")),
+        ((2, 1, "float32"), (0, 2, "float32")),
+        ((1, 2, "float32"), (3, 2, "float32")),
         ((1, 2, "bfloat16"), (0, 1, "bfloat16")),
         ((2, 2, "bfloat16"), (3, 2, "bfloat16")),
     ],

@@ -105,6 +105,19 @@ def test_what_went_wrong_is_raised_by_the_next_save_and_leaves_no_checkpoint(tmp
     play(tmp_path, scenario)
 
 
+def test_it_has_no_name_before_what_was_logged_is_on_disk(tmp_path: Path) -> None:
+    async def scenario(run: Run) -> None:
+        logged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await run.writing.start(make_state(policy_version=0), after=[logged])
+        await asyncio.sleep(2 * WRITE_SECONDS)
+        assert run.complete == []
+        logged.set_result(None)
+        await run.writing.finish()
+        assert run.complete == [("update_000000", "0")]
+
+    play(tmp_path, scenario)
+
+
 def test_a_run_that_is_stopped_gives_the_last_one_its_time(tmp_path: Path) -> None:
     async def scenario(run: Run) -> None:
         await run.save()
