@@ -1,7 +1,7 @@
 """The learner's state in files: one of each rank, with the ranges of parameters that it holds.
 
     rank_00000.safetensors     weights:NAME, exp_avg:NAME, exp_avg_sq:NAME      float32, flat
-                               metadata: the first element of each NAME, AdamW's count of steps
+                               metadata.shards: the first element of each NAME, AdamW's count of steps
 
 Every rank reads the ranges that it needs from all files, so that the layout may differ from that of the ranks that
 wrote them. Safetensors hold data and nothing else: a file cannot execute anything. Used by learner/deepspeed_engine.py.
@@ -57,8 +57,9 @@ class HostCopy:
         """Write the copy; safe while the optimizer goes on."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank_{self._rank:05d}.safetensors"
-        starts = {shard.name: shard.start for shard in self._shards}
-        save_file(self._tensors, path, metadata={"starts": json.dumps(starts), "num_steps": str(self._num_steps)})
+        content = {"num_steps": self._num_steps, "starts": {shard.name: shard.start for shard in self._shards}}
+        # one entry: several come in another order each time, and the same state would not give the same file
+        save_file(self._tensors, path, metadata={"shards": json.dumps(content)})
         return [path]
 
 
@@ -89,13 +90,13 @@ class _SavedFile:
     @classmethod
     def open(cls, path: Path) -> _SavedFile:
         file = safe_open(path, framework="pt")
-        metadata = file.metadata() or {}
-        starts = json.loads(metadata["starts"])
+        content = json.loads((file.metadata() or {})["shards"])
+        starts = content["starts"]
         ranges = {}
         for key in file.keys():  # noqa: SIM118 - a handle, which is no dictionary
             start = starts[key.partition(":")[2]]
             ranges[key] = (start, start + file.get_slice(key).get_shape()[0])
-        return cls(file=file, num_steps=float(metadata["num_steps"]), ranges=ranges)
+        return cls(file=file, num_steps=content["num_steps"], ranges=ranges)
 
     def parts(self, key: str, *, start: int, end: int) -> Iterator[tuple[int, Tensor]]:
         """The elements start .. end - 1 as far as this file has them, with the number of the first one."""
