@@ -5,6 +5,7 @@
                                                     scorer/ (average or past weights of the scoring replicas)
     RUN_DIR/checkpoints/update_000050.superseded/   left behind when the run was resumed from an older one
     RUN_DIR/checkpoints/update_000050.corrupt/      not whole when the run was resumed
+    RUN_DIR/checkpoints/update_000050.deleted/      while it is deleted
     RUN_DIR/checkpoints/best.json                   which checkpoint has the best evaluation (checkpoint.keep_best)
 
 state.json is written last. It holds the run state, the size and hash of every other file, and a hash of itself;
@@ -26,6 +27,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from system.data.file_stamps import FileStamp, faults, stamp_files, sync_folder, write_synced
+from system.data.json_values import JsonValue
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
@@ -110,19 +112,23 @@ class CheckpointStore:
         for folder in (path for path in (directory, *directory.rglob("*")) if path.is_dir()):
             sync_folder(folder)
         final = directory.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            _rename(final, suffix=".deleted")
         directory.rename(final)
         sync_folder(self._directory)
         best = self._write_best()
         for old in self.complete()[: -self._keep]:
             if old not in best:
-                shutil.rmtree(old)
+                # a name of its own first: a run may be killed in the middle of deleting
+                _rename(old, suffix=".deleted")
+        for deleted in self._directory.glob("update_*.deleted"):
+            shutil.rmtree(deleted)
         return final
 
     def discard_partial(self) -> list[Path]:
-        """Remove what interrupted saves left behind, and return which."""
+        """Remove what interrupted saves and deletions left behind; the saves that were not finished."""
         unfinished = sorted(self._directory.glob("update_*.partial"))
-        for directory in unfinished:
+        for directory in (*unfinished, *self._directory.glob("update_*.deleted")):
             shutil.rmtree(directory, ignore_errors=True)
         return unfinished
 
@@ -172,9 +178,7 @@ class CheckpointStore:
         """Rename those newer than `checkpoint`, from which the run goes on: they belong to another continuation."""
         newer = [path for path in self.complete() if _version(path) > _version(checkpoint)]
         for path in newer:
-            aside = path.with_suffix(suffix)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            _rename(path, suffix=suffix)
         if newer:
             self._write_best()
         return newer
@@ -191,12 +195,16 @@ class CheckpointStore:
         """Names the best in best.json; those that are kept for being among the best, best first, newer before older."""
         valued = []
         for path in self.complete() if self._keep_best else []:
-            evaluation = json.loads((path / _STATE_FILE).read_text())["state"]["evaluation"] or {}
-            if math.isfinite(value := evaluation.get(self._best_metric, math.nan)):
+            value = _evaluation(path).get(self._best_metric, math.nan)
+            if math.isfinite(value):
                 valued.append((value, path))
         best = sorted(valued, reverse=True)[: self._keep_best]
         if best:
-            content = {"checkpoint": best[0][1].name, "metric": self._best_metric, "value": best[0][0]}
+            content: dict[str, JsonValue] = {
+                "checkpoint": best[0][1].name,
+                "metric": self._best_metric,
+                "value": best[0][0],
+            }
             write_json_atomically(self._directory / _BEST_FILE, content)
         else:
             (self._directory / _BEST_FILE).unlink(missing_ok=True)
@@ -213,6 +221,20 @@ class CheckpointStore:
                 f"credence train --resume {self._directory.parent}@{_version(path)}"
             )
         return "No other checkpoint of this run is whole: start it again without --resume."
+
+
+def _rename(checkpoint: Path, *, suffix: str) -> None:
+    aside = checkpoint.with_suffix(suffix)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def _evaluation(checkpoint: Path) -> dict[str, float]:
+    """Its metrics; none of a checkpoint that was not evaluated or cannot be read."""
+    try:
+        return json.loads((checkpoint / _STATE_FILE).read_text())["state"]["evaluation"] or {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _version(checkpoint: Path) -> int:

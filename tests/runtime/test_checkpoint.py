@@ -45,6 +45,20 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in store.complete()] == ["update_000010", "update_000015"]
 
 
+def test_a_deletion_that_was_interrupted_leaves_no_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1, keep_best=1)
+    save(store, 5, accuracy=0.5).rename(tmp_path / "checkpoints" / "update_000005.deleted")
+    (save(store, 10, accuracy=0.9) / "state.json").write_text("{")  # damaged
+    assert [path.name for path in store.complete()] == ["update_000010"]
+
+    save(store, 15, accuracy=0.1)
+
+    assert [path.name for path in store.complete()] == ["update_000015"]
+    assert store.best() == ("update_000015", 0.1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.json", "update_000015"]
+
+
 def test_saving_a_version_again_replaces_it(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     (save(store, 5) / "old").write_text("x")
