@@ -155,6 +155,11 @@ RUNTIME_METRICS = (
         for phase in (START_PHASE, *PHASES)
     ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
+    MetricDefinition(
+        name="checkpoint/write_seconds",
+        description="Writing of the checkpoints that were finished, while training went on.",
+        reduction="sum",
+    ),
     *_defined(
         "last",
         {

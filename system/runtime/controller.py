@@ -15,9 +15,10 @@
 | train_loop   | a prepared batch, at most max_seconds  | prepare_loop                                |
 | supervise    | a lost worker                          | whoever notices the death                   |
 
-Files, figures and W&B calls go to a thread of their own, credit and packing to another. While an evaluation or a
-checkpoint holds up the train_loop, rollouts run on as far as the buffer lets them. The first loop that fails ends the
-others; every wait on a worker has a deadline.
+Files, figures and W&B calls go to a thread of their own, credit and packing to another; a checkpoint is written while
+the next updates are made (checkpoint_writing.py). While an evaluation or the copy for a checkpoint holds up the
+train_loop, rollouts run on as far as the buffer lets them. The first loop that fails ends the others; every wait on a
+worker has a deadline.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from system.algorithms.base import Algorithm
 from system.config.schema import Config
@@ -36,6 +37,7 @@ from system.reports.guards import HackingGuards
 from system.reports.reporter import Reporter
 from system.runtime.batch_preparation import BatchPreparation, PreparedBatch
 from system.runtime.checkpoint import CheckpointStore, RunState
+from system.runtime.checkpoint_writing import CheckpointWriting
 from system.runtime.drop_watch import DropWatch
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.flight_recorder import FlightRecorder
@@ -49,6 +51,8 @@ from system.runtime.stages import ControllerStages
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
 from system.weights.manifest import WeightsManifest
+
+_LAST_CHECKPOINT_SECONDS = 10.0  # that a run which is stopped gives the checkpoint that is being written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,11 @@ class Controller:
         if resumed is not None and resumed.guards is not None:
             self._guards.restore(resumed.guards)
         self._state = self._run_state()
+        self._checkpoints = CheckpointWriting(
+            learner_group=parts.learner_group,
+            store=parts.checkpoints,
+            timeout_seconds=config.checkpoint.write_timeout_seconds,
+        )
         self._sampling = Sampling(
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
@@ -151,6 +160,7 @@ class Controller:
                     task.cancel()
                 await self._reports.finish()
         finally:
+            await self._checkpoints.close(seconds=_LAST_CHECKPOINT_SECONDS)
             self._parts.buffer.close()
             self._reports.close()
             self.stages.end()
@@ -219,6 +229,7 @@ class Controller:
             await self._log(())
             if outcome.policy_version > first_version:
                 await self._save_checkpoint()
+        await self._checkpoints.finish()
 
     def _is_last(self) -> bool:
         outcome = self.outcome
@@ -317,16 +328,16 @@ class Controller:
         with self._phase("evaluate"):
             result = await self._parts.evaluator.evaluate(policy_version=self.outcome.policy_version, is_final=is_final)
         self._metrics.extend(result.metrics())
+        if self._state.policy_version == self.outcome.policy_version:
+            evaluation = {metric.name: metric.value for metric in result.metrics()}
+            self._state = replace(self._state, evaluation=evaluation)
         self._reports.submit(self._reporter.record_evaluation, result)
         return result
 
     async def _save_checkpoint(self) -> None:
-        """Learner, exported policy and run state, all of the same policy version."""
-        parts, version = self._parts, self.outcome.policy_version
+        """Learner, exported policy and run state, all of the same policy version; written while training goes on."""
         with self._phase("checkpoint"):
-            directory = parts.checkpoints.partial_directory(version)
-            written = await parts.learner_group.save_checkpoint(directory)
-            await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
+            await self._checkpoints.start(self._state, after=self._reports.pending)
 
     def _run_state(self) -> RunState:
         return RunState(
@@ -347,6 +358,8 @@ class Controller:
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())
+        for seconds in self._checkpoints.take_seconds():
+            self._metrics.add("checkpoint/write_seconds", seconds)
         self._last_log_time = now
         await self._reports.finish()
         self._reports.submit(

@@ -28,6 +28,7 @@ from system.errors import ConfigError
 from system.runtime.temporary_folder import use_short_temporary_folder
 
 ActorHandle = Any  # Ray's handles are proxies without a static type
+CHECKPOINT_GROUP = "checkpoint"  # calls of a learner rank that wait beside the others, which run one at a time
 
 
 def start_ray(config: Config) -> None:
@@ -135,7 +136,8 @@ class Placement:
         bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
         self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
         return [
-            ray.remote(LearnerWorker)
+            # concurrency groups are no option of `.options`
+            ray.remote(concurrency_groups={CHECKPOINT_GROUP: 1})(LearnerWorker)
             .options(
                 num_cpus=needs.cpus,
                 num_gpus=needs.gpus,

@@ -91,7 +91,9 @@ class FakeLearnerGroup:
     version: int = 0
     not_finite: frozenset[int] = frozenset()  # prompts whose gradient is NaN
     trained: list[list[int]] = field(default_factory=list)
-    checkpoints: list[int] = field(default_factory=list)
+    copied: int = -1
+    writing: Callable[[], Any] = lambda: asyncio.sleep(0)
+    checkpoints: list[int] = field(default_factory=list)  # versions that were copied and written
     accumulated: set[int] = field(default_factory=set)  # prompts of the portions since the last step
     portions: list[tuple[int, list[int]]] = field(default_factory=list)  # version and prompts of each that came early
 
@@ -124,9 +126,13 @@ class FakeLearnerGroup:
             assert (behind <= self.max_staleness).all(), f"{behind.max()} versions behind"
         return prompts
 
-    async def save_checkpoint(self, directory: Path) -> dict[str, Any]:
+    async def start_checkpoint(self, directory: Path) -> None:
         await self.pause()
-        self.checkpoints.append(self.version)
+        self.copied = self.version
+
+    async def written_checkpoint(self, *, seconds: float) -> dict[str, Any]:
+        await self.writing()
+        self.checkpoints.append(self.copied)
         return {}
 
 
