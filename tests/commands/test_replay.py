@@ -16,8 +16,10 @@ from system.cli import main
 from system.config.load import dump_yaml, load_config, to_dict
 from system.config.machine import model_folder
 from system.config.schema import Config
+from system.data.samples import make_batch_samples
 from system.data.step_files import RecordedStep, add_result, write_step
 from system.records import FloatArray, Metric, StepResult
+from system.runtime.batch_preparation import pack_samples
 from tests.data.recorded_steps import make_step, num_prompt_tokens, token_ids_of, verdict, with_term
 from tests.tiny_policies import reference_logprobs
 
@@ -144,6 +146,26 @@ def test_a_changed_advantage_is_found_in_credit_and_not_in_packing(
     assert different["advantages"]["where"] == "group 8, completion 0, token 3"
     assert different["advantages"]["largest_difference"] == pytest.approx(0.5)
     assert "advantages" in different["packed batch"]["where"]
+
+
+def test_a_batch_in_portions_is_compared_sequence_by_sequence(
+    step: RecordedStep, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_portions = replace(config, batch=replace(config.batch, portions=2))
+    # packed in another order than a batch whose groups are all there
+    samples = make_batch_samples(step.groups[::-1], credit=step.credit[::-1])
+    packed = replace(step, batch=pack_samples(samples, config=config))
+    code, found = replayed(write_run(tmp_path, packed, config=in_portions, metrics=None), capsys)
+    (sequences,) = [finding for finding in found["findings"] if finding["what"] == "packed sequences"]
+    assert (code, sequences["largest_difference"]) == (0, 0.0)
+    assert sequences["num_compared"] == 1 + 4 * 22  # four arrays of 14 completion and 8 prompt tokens
+
+    packed.batch.steps_by_rank[0][0].micro_batches[0].rollout_logprobs[3] -= 0.25
+    code, found = replayed(write_run(tmp_path, packed, config=in_portions, metrics=None), capsys)
+    (sequences,) = [finding for finding in found["findings"] if finding["what"] == "packed sequences"]
+    assert code == 1
+    assert sequences["largest_difference"] == pytest.approx(0.25)
+    assert "rollout_logprobs 3" in sequences["where"]
 
 
 def test_other_weights_than_those_that_were_trained_are_noticed(

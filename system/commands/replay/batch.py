@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +14,11 @@ from system.config.algorithms import evidence_of
 from system.config.schema import Config
 from system.data.samples import make_batch_samples
 from system.data.step_files import RecordedStep
-from system.records import TrainingBatch
+from system.records import TrainingBatch, TrainingSample
 from system.runtime.batch_preparation import pack_samples
 
+_Sequence = tuple[Any, ...]  # the arrays of _SEQUENCE_FIELDS
+_SEQUENCE_FIELDS = ("token_ids", "loss_mask", "rollout_logprobs", "advantages")
 _CREDIT_TOLERANCE = Tolerance(absolute=1e-6, relative=1e-5)  # sums in another order, on another processor
 
 
@@ -39,13 +43,17 @@ def credit_again(
     ], []
 
 
-def packing_again(step: RecordedStep, *, config: Config) -> tuple[list[Finding], list[NotComputed]]:
-    """The loss inputs of every rank from the recorded credit; equal to the last bit."""
+def packing_again(step: RecordedStep, *, config: Config) -> Finding:
+    """The loss inputs of every rank from the recorded credit; equal to the last bit.
+
+    Portions are packed as their groups arrive: their sequences are compared, wherever they were packed.
+    """
+    samples = make_batch_samples(step.groups, credit=step.credit)
     if config.batch.portions > 1:
-        reason = f"batch.portions={config.batch.portions}: which groups came first is not recorded"
-        return [], [NotComputed(what="packed batch", reason=reason)]
-    again = pack_samples(make_batch_samples(step.groups, credit=step.credit), config=config)
-    return [compare("packed batch", _batch_pairs(step.batch, again), tolerance=Tolerance())], []
+        return compare("packed sequences", _sequence_pairs(step.batch, samples), tolerance=Tolerance())
+    return compare(
+        "packed batch", _batch_pairs(step.batch, pack_samples(samples, config=config)), tolerance=Tolerance()
+    )
 
 
 def _credit_pairs(step: RecordedStep, again: tuple[GroupCredit, ...], *, name: str) -> Iterator[Pair]:
@@ -72,6 +80,37 @@ def _batch_pairs(recorded: TrainingBatch, again: TrainingBatch) -> Iterator[Pair
                 yield Pair(place=f"{place}, {name}", recorded=getattr(step, name), again=getattr(other, name))
             for index, (one, two) in enumerate(zip(step.micro_batches, other.micro_batches, strict=False)):
                 yield from pairs_of_records(one, two, place=f"{place}, micro-batch {index}")
+
+
+def _sequence_pairs(batch: TrainingBatch, samples: Sequence[TrainingSample]) -> Iterator[Pair]:
+    """Those with a loss and an advantage: what fills a rank up has neither, and what adds nothing may be left out."""
+    recorded = sorted(_packed_sequences(batch), key=_sequence_key)
+    again = sorted(
+        (
+            (each.token_ids, each.loss_mask, each.rollout_logprobs, each.advantages)
+            for each in samples
+            if each.loss_mask.any() and each.advantages.any()
+        ),
+        key=_sequence_key,
+    )
+    yield Pair(place="number of sequences", recorded=len(recorded), again=len(again))
+    for old, new in zip(recorded, again, strict=False):
+        tokens = " ".join(map(str, old[0][:8].tolist()))
+        for name, one, other in zip(_SEQUENCE_FIELDS, old, new, strict=True):
+            yield Pair(place=f"sequence {tokens} ..., {name}", recorded=one, again=other)
+
+
+def _packed_sequences(batch: TrainingBatch) -> Iterator[_Sequence]:
+    for micro_batch in (each for rank in batch.steps_by_rank for step in rank for each in step.micro_batches):
+        for start, end in pairwise(micro_batch.sequence_starts.tolist()):
+            sequence = tuple(getattr(micro_batch, name)[start:end] for name in _SEQUENCE_FIELDS)
+            if sequence[1].any() and sequence[3].any():
+                yield sequence
+
+
+def _sequence_key(sequence: _Sequence) -> tuple[bytes, bytes, bytes]:
+    """Token ids first; equal ones are in the order of their log-probabilities, then of their advantages."""
+    return sequence[0].tobytes(), sequence[2].tobytes(), sequence[3].tobytes()
 
 
 def _layout(batch: TrainingBatch) -> str:

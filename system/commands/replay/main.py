@@ -109,7 +109,7 @@ def replay(entry: RingEntry, *, run_folder: Path, model: Path | None, device: De
     credit, not_credited = credit_again(
         step, algorithm=make_algorithm(config, task=make_task(config.task)), config=config
     )
-    packing, not_packed = packing_again(step, config=config)
+    packing = packing_again(step, config=config)
     metrics = metrics_again(step, result, config=config, finder=finder, device=device)
     not_measured = [metrics] if isinstance(metrics, NotComputed) else []
     return Replay(
@@ -124,10 +124,10 @@ def replay(entry: RingEntry, *, run_folder: Path, model: Path | None, device: De
             *findings,
             *scores.findings,
             *credit,
-            *packing,
+            packing,
             *([] if isinstance(metrics, NotComputed) else metrics),
         ],
-        not_computed=[*scores.not_computed, *not_credited, *not_packed, *not_measured],
+        not_computed=[*scores.not_computed, *not_credited, *not_measured],
     )
 
 
