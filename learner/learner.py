@@ -116,7 +116,18 @@ class Learner:
         divisor = 1.0 if before is None else self._divisor(steps)
         norms = []
         for number, step in enumerate(steps):
-            self._add_gradients(step, to=batch, is_whole=before is None, is_last=True)
+            denominators = (step.num_loss_tokens, step.num_sequences) if before is None else (1, 1)
+            for position, micro_batch in enumerate(step.micro_batches, start=1):
+                with batch.clock.phase("forward"):
+                    loss = self._packed_loss.share_of(
+                        micro_batch,
+                        denominators=denominators,
+                        policy_version=self._policy_version,
+                        statistics=batch.statistics,
+                    )
+                with batch.clock.phase("backward"):
+                    self._engine.backward(loss, is_last=position == len(step.micro_batches))
+            batch.num_microbatches += len(step.micro_batches)
             learning_rate = self._learning_rate(number)
             with batch.clock.phase("optimizer"):
                 norms.append(self._engine.step(learning_rate=learning_rate, divisor=divisor))
@@ -145,22 +156,15 @@ class Learner:
         """
         if self._accumulated is None:
             self._accumulated = _Accumulated(self._engine)
-        self._add_gradients(step, to=self._accumulated, is_whole=False, is_last=False)
-
-    def _add_gradients(self, step: OptimizerStep, *, to: _Accumulated, is_whole: bool, is_last: bool) -> None:
-        """Forward and backward; `is_whole`: the step's denominators are known, `is_last`: it is complete."""
-        denominators = (step.num_loss_tokens, step.num_sequences) if is_whole else (1, 1)
-        for position, micro_batch in enumerate(step.micro_batches, start=1):
-            with to.clock.phase("forward"):
+        batch = self._accumulated
+        for micro_batch in step.micro_batches:
+            with batch.clock.phase("forward"):
                 loss = self._packed_loss.share_of(
-                    micro_batch,
-                    denominators=denominators,
-                    policy_version=self._policy_version,
-                    statistics=to.statistics,
+                    micro_batch, denominators=(1, 1), policy_version=self._policy_version, statistics=batch.statistics
                 )
-            with to.clock.phase("backward"):
-                self._engine.backward(loss, is_last=is_last and position == len(step.micro_batches))
-        to.num_microbatches += len(step.micro_batches)
+            with batch.clock.phase("backward"):
+                self._engine.backward(loss, is_last=False)
+        batch.num_microbatches += len(step.micro_batches)
 
     def _divisor(self, steps: Sequence[OptimizerStep]) -> float:
         """What the gradient of a batch that came in portions is divided by; the last portion has the whole's counts."""
