@@ -27,6 +27,7 @@ from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
 from system.reports.tracker import Tracker
 from system.runtime.checkpoint import CheckpointStore, RunState
+from system.runtime.control_loop import control_of_run
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
@@ -34,6 +35,7 @@ from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import LedgerTotals
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
+from system.runtime.run_status import Progress
 from system.runtime.session import run_on_ray
 from system.runtime.weight_sync import WeightSync
 
@@ -171,6 +173,7 @@ async def _train_with_actors(
         canary_token_ids=inputs.canary_token_ids,
     )
     pools = make_pools(config, placement=placement)
+    control = control_of_run(folder.path, config=config, pools=pools)
     try:
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
@@ -184,12 +187,14 @@ async def _train_with_actors(
             resumed=folder.resumed,
             elapsed_seconds=elapsed_seconds,
         )
+        control.progress = Progress(parts=parts, outcome=controller.outcome)
         outcome = await controller.run()
         reporter.draw_newest_heat_maps()
         parts.buffer.drop_all(reason="run_ended")
         return outcome, parts.buffer.totals()
     finally:
         reporter.enter_phase("shutdown")
+        await control.close()
         await asyncio.gather(
             learner_group.shutdown(seconds=_SHUTDOWN_SECONDS), pools.shutdown(seconds=_SHUTDOWN_SECONDS)
         )

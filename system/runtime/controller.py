@@ -74,6 +74,7 @@ class Outcome:
     before: EvaluationResult | None = None
     after: EvaluationResult | None = None
     stopped_by: str = "num_updates"
+    phase: str = "start"
 
 
 class Controller:
@@ -347,6 +348,7 @@ class Controller:
         self._metrics = self._reporter.new_metrics()
 
     def _enter_phase(self, name: str) -> None:
+        self.outcome.phase = name
         self._reports.submit(self._reporter.enter_phase, name)
 
     @contextmanager
