@@ -187,7 +187,9 @@ async def _train_with_actors(
             resumed=folder.resumed,
             elapsed_seconds=elapsed_seconds,
         )
-        control.progress = Progress(parts=parts, outcome=controller.outcome)
+        control.progress = Progress(
+            outcome=controller.outcome, buffer=parts.buffer, admissions=parts.weight_sync.admissions
+        )
         outcome = await controller.run()
         reporter.draw_newest_heat_maps()
         parts.buffer.drop_all(reason="run_ended")

@@ -119,18 +119,16 @@ class ControlLoop:
         if section not in SECTIONS:
             return f"there are no {section} workers: give one of {', '.join(SECTIONS)}"
         if section not in self._pools:
-            return (
-                f"this run has no {section} workers: neither a reward term nor the algorithm needs the policy's weights"
-            )
+            return f"this run has no {section} workers: no reward term and no algorithm needs the policy's weights"
         bounds = self._bounds.get(section)
         if bounds is not None and not bounds.smallest <= wanted <= bounds.largest:
             return (
                 f"{section}={wanted} is outside the bounds of autoscaling, {section}.min_workers={bounds.smallest} and "
                 f"{section}.max_workers={bounds.largest}"
             )
-        return (
-            f"{section}={wanted}: a run needs at least 1 {self._pools[section].settings.kind}" if wanted < 1 else None
-        )
+        if wanted < 1:
+            return f"{section}={wanted}: a run needs at least 1 {self._pools[section].settings.kind}"
+        return None
 
     async def _answer_loop(self, mailbox: ActorHandle) -> None:
         while True:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from system.runtime.group_buffer import GroupState
+from system.runtime.group_buffer import GroupBuffer, GroupState
 
 if TYPE_CHECKING:  # the mailbox needs the records alone
-    from system.runtime.controller import Outcome, Parts
+    from system.runtime.controller import Outcome
     from system.runtime.pool_member import PoolMember
     from system.runtime.worker_pool import WorkerPool
 
@@ -88,8 +88,9 @@ class RunStatus:
 class Progress:
     """What the status of a run is made of, once its workers have started."""
 
-    parts: Parts
     outcome: Outcome
+    buffer: GroupBuffer
+    admissions: Sequence[Admission]
 
 
 def make_status(
@@ -108,12 +109,12 @@ def make_status(
         waits_for=None,
         queue=None if progress is None else _queue_status(progress, max_staleness=max_staleness),
         pools=tuple(_pool_status(section, pool) for section, pool in pools.items()),
-        admissions=() if progress is None else tuple(progress.parts.weight_sync.admissions),
+        admissions=() if progress is None else tuple(progress.admissions),
     )
 
 
 def _queue_status(progress: Progress, *, max_staleness: int) -> QueueStatus:
-    buffer = progress.parts.buffer
+    buffer = progress.buffer
     return QueueStatus(
         groups={state: buffer.num_in_state(state) for state in get_args(GroupState)},
         published_version=buffer.published_version,

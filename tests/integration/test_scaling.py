@@ -14,7 +14,11 @@ from credence_process import TIMEOUT_SECONDS, command, metric_lines, require_suc
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 # it ends when the test has seen enough, however quick the machine is
-ENDLESS = {"run__num_updates": 100_000, "evaluation__every_updates": "null", "checkpoint__every_updates": "null"}
+ENDLESS: dict[str, Any] = {
+    "run__num_updates": 100_000,
+    "evaluation__every_updates": "null",
+    "checkpoint__every_updates": "null",
+}
 
 
 def test_one_two_one_rollout_workers_by_command_without_a_lost_group(tmp_path: Path) -> None:
@@ -73,8 +77,8 @@ def wait_for_line(
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the run ended:\n{log.read_text()[-6000:]}"
         if (folder / "metrics.jsonl").exists():
-            for line in metric_lines(folder):
-                if is_met(line):
+            for text in (folder / "metrics.jsonl").read_text().splitlines(keepends=True):
+                if text.endswith("\n") and is_met(line := json.loads(text)):
                     return int(line["policy_version"])
         time.sleep(0.2)
     raise AssertionError(f"it did not come within {TIMEOUT_SECONDS} s:\n{log.read_text()[-6000:]}")
