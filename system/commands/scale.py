@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from system.errors import ConfigError, CredenceError
+from system.runtime.run_address import find_run
 
 SECTIONS = ("rollout", "reward", "scorer")
 ADDRESS_HELP = (
@@ -33,10 +34,12 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(list(argv))
     workers = dict(_read(text) for text in options.workers)
 
-    from system.runtime.run_address import mailbox_of
+    found = find_run(options.run, address=options.address)
+    found.prepare_ray()
     from system.runtime.run_control import ScaleAnswer, ScaleRequest
+    from system.runtime.run_mailbox import mailbox_at
 
-    with mailbox_of(options.run, address=options.address) as ask:
+    with mailbox_at(found) as ask:
         answer: ScaleAnswer = ask("scale", ScaleRequest(workers=workers, now=options.now))
     if answer.refusal is not None:
         raise CredenceError(f"nothing is changed: {answer.refusal}")

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from system.commands.scale import ADDRESS_HELP
 from system.errors import CredenceError
+from system.runtime.run_address import find_run
 from system.runtime.run_status import PoolStatus, RunStatus
 
 _HEADINGS = ("worker", "state", "version", "calls", "load", "node", "waits for")
@@ -26,9 +27,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--address", metavar="HOST:PORT", help=ADDRESS_HELP)
     options = parser.parse_args(list(argv))
 
-    from system.runtime.run_address import mailbox_of
+    found = find_run(options.run, address=options.address)
+    found.prepare_ray()
+    from system.runtime.run_mailbox import mailbox_at
 
-    with mailbox_of(options.run, address=options.address) as ask:
+    with mailbox_at(found) as ask:
         status: RunStatus | None = ask("status")
     if status is None:
         raise CredenceError(f"run {options.run} has only just begun; ask again in a second")

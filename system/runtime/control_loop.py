@@ -26,8 +26,8 @@ from system.runtime.autoscaler import DOWN_SECONDS, Bounds, PoolObservation, dec
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle
 from system.runtime.pools import Pools
-from system.runtime.run_address import Mailboxes
 from system.runtime.run_control import ScaleAnswer, ScaleChange, ScaleRequest
+from system.runtime.run_mailbox import Mailboxes
 from system.runtime.run_status import Progress, RunStatus, make_status
 from system.runtime.worker_pool import WorkerPool
 

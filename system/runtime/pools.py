@@ -87,6 +87,8 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
     """The pools of this configuration, not started yet; without a learner all serve model.path as it is."""
     rollout, reward, scorer = config.rollout, config.reward, config.scorer
     needs = actor_needs(config)
+    # Ray's client, which drives a cluster from outside, has no table of actors
+    where = None if config.cluster.address.startswith("ray://") else locate
     rollouts = PoolSettings(
         kind="rollout worker",
         section="rollout",
@@ -126,9 +128,9 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
         resources=_resources(needs.get("scoring replica")),
     )
     return Pools(
-        rollouts=WorkerPool(rollouts, create_actor=placement.create_rollout_actor, locate=locate),
-        rewards=WorkerPool(rewards, create_actor=placement.create_reward_actor, locate=locate),
-        scoring=WorkerPool(scoring, create_actor=placement.create_scoring_actor, locate=locate)
+        rollouts=WorkerPool(rollouts, create_actor=placement.create_rollout_actor, locate=where),
+        rewards=WorkerPool(rewards, create_actor=placement.create_reward_actor, locate=where),
+        scoring=WorkerPool(scoring, create_actor=placement.create_scoring_actor, locate=where)
         if uses_scoring_replicas(config)
         else None,
     )

@@ -4,7 +4,7 @@
                      ◀── ScaleAnswer ──── │ RunControl │ ◀── answer ────────
     credence status  ─ status() ────────▶ └────────────┘ ◀── push_status ───  about once a second
 
-It reserves nothing and dies with the driver that created it. Made an actor in run_address.py.
+It reserves nothing and dies with the driver that created it. Made an actor in run_mailbox.py.
 """
 
 from __future__ import annotations

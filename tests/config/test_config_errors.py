@@ -80,7 +80,7 @@ WRONG_RANGES = [
     wrong("rollout.max_workers=4",
           message=r"rollout.min_workers: given None, expected a number .* rollout.max_workers=4 switches .*"),
     wrong("reward.min_workers=2", "reward.max_workers=4",
-          message=r"reward.num_workers: given 1, expected at least reward.min_workers=2 .* Fix: reward.num_workers=2.*"),
+          message=r"reward.num_workers: given 1, expected at least reward.min_workers=2 .* Fix: reward.num_w.*"),
     wrong("learner.learning_rate=-1e-4", message=r"learner.learning_rate: given -0.0001, expected above 0.*"),
     wrong("learner.zero_stage=4", message=r"learner.zero_stage: given 4, expected from 0 to 3. .*"),
     wrong("learner.warmup_ratio=1.5", message=r"learner.warmup_ratio: given 1.5, expected from 0 to 1. .*"),
