@@ -7,7 +7,7 @@
 |----------|---------------------------------------------------------------------------------------|
 | up by 1  | it starved for at least half of the last UP_SECONDS                                    |
 | down by 1| it had one to spare for at least nine tenths of the last DOWN_SECONDS                  |
-| none     | less than that was seen since the last change, or a worker that was asked for is not there |
+| none     | less than that was seen since the last change; no more while one is still on its way   |
 
 Between the two lies a wide band where nothing changes, and an observation before the last change does not count: that
 is the cool-down, and it gives each change the time to show what it does. Shares of a window, and not unbroken
@@ -50,8 +50,8 @@ class PoolObservation:
 
     @property
     def has_one_to_spare(self) -> bool:
-        room = (self.num_serving - 1) * self.room_of_worker
-        return self.num_waiting == 0 and self.num_serving > 1 and self.load <= _SPARE_LOAD_SHARE * room
+        room = (self.desired - 1) * self.room_of_worker  # one that is still on its way is spared first
+        return self.num_waiting == 0 and self.load <= _SPARE_LOAD_SHARE * room
 
 
 def decide(observations: Sequence[PoolObservation], bounds: Bounds) -> int:
@@ -59,10 +59,10 @@ def decide(observations: Sequence[PoolObservation], bounds: Bounds) -> int:
     last = observations[-1]
     if not bounds.smallest <= last.desired <= bounds.largest:
         return min(max(bounds.smallest, last.desired), bounds.largest)
-    if last.num_serving < last.desired:
-        return last.desired
     steady = _since_change(observations)
-    if last.desired < bounds.largest and _share(steady, UP_SECONDS, is_starving=True) >= _STARVING_SHARE:
+    is_complete = last.num_serving >= last.desired
+    can_grow = is_complete and last.desired < bounds.largest
+    if can_grow and _share(steady, UP_SECONDS, is_starving=True) >= _STARVING_SHARE:
         return last.desired + 1
     if last.desired > bounds.smallest and _share(steady, DOWN_SECONDS, is_starving=False) >= _SPARE_SHARE:
         return last.desired - 1

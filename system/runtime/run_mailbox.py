@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from system.errors import CredenceError
@@ -31,24 +32,33 @@ class Mailboxes:
         self._run_folder = run_folder
         self._cluster_address = cluster_address
         self._mailbox: Mailbox | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
 
     def open(self) -> Mailbox:
         """A new mailbox in place of the last one, which was lost."""
+        with self._lock:
+            return self._open()
+
+    def _open(self) -> Mailbox:
         if self._mailbox is not None:
             ray.kill(self._mailbox)
         for number in itertools.count(1):
             name = self._run_folder.name if number == 1 else f"{self._run_folder.name}-{number}"
             try:
                 self._mailbox = self._create(name)
-            except ValueError:  # a run of this name in another folder, or the last mailbox, which is not gone yet
+            except ActorAlreadyExistsError:  # a run of this name elsewhere, or the last mailbox, not gone yet
                 continue
             break
-        write_address(self._run_folder, ray_address=self._ray_address(), actor=name)
+        if not self._is_closed:
+            write_address(self._run_folder, ray_address=self._ray_address(), actor=name)
         return self._mailbox
 
     def close(self) -> None:
         """The run has ended: nobody shall look for it."""
-        remove_address(self._run_folder)
+        with self._lock:
+            self._is_closed = True
+            remove_address(self._run_folder)
 
     def _create(self, name: str) -> Mailbox:
         here = None
@@ -69,7 +79,7 @@ class Mailboxes:
 
 @contextmanager
 def mailbox_at(found: RunAddress) -> Iterator[Callable[..., Any]]:
-    """`ask(method, *arguments)` of the mailbox of a run. Raises CredenceError when it has ended or cannot be reached."""
+    """`ask(method, *arguments)` of a run's mailbox. Raises CredenceError when it has ended or cannot be reached."""
     try:
         ray.init(address=found.ray_address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, RayError) as error:

@@ -16,7 +16,7 @@ from system.runtime.pool_member import PoolMember
 
 _log = logging.getLogger(__name__)
 
-NOTICE_SECONDS = 5.0  # until a wait for a node is spoken of: a process takes a moment to start where there is room
+NOTICE_SECONDS = 10.0  # until a wait for a node is spoken of: a process takes a moment to start where there is room
 _MAX_PAUSE_SECONDS = 1.0  # between two looks
 
 

@@ -58,9 +58,10 @@ def test_each_change_gets_the_time_to_show_what_it_does() -> None:
     assert decide([*starving, *looks("w" * 31, desired=3, start=60.0)], BOUNDS) == 4
 
 
-def test_nothing_is_asked_for_while_a_worker_that_was_asked_for_is_not_there() -> None:
+def test_no_more_are_asked_for_while_one_is_on_its_way_which_is_called_off_when_nobody_needs_it() -> None:
     assert decide(looks("w" * 200, desired=3, num_serving=2), BOUNDS) == 3
-    assert decide(looks("i" * 200, desired=3, num_serving=2), BOUNDS) == 3
+    assert decide(looks("-" * 200, desired=3, num_serving=2), BOUNDS) == 2
+    assert decide(looks("-" * 200, desired=2, num_serving=1), BOUNDS) == 1
 
 
 def test_the_bounds_hold() -> None:
