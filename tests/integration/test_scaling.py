@@ -27,13 +27,15 @@ def test_one_two_one_rollout_workers_by_command_without_a_lost_group(tmp_path: P
         wait_for_line(folder, lambda line: line["policy_version"] >= 1, process=process, log=log)
 
         assert "rollout: 1 -> 2 rollout workers" in credence("scale", str(folder), "rollout=2")
-        two = wait_for_line(folder, lambda line: line["metrics"]["rollout/num_workers"] == 2, process=process, log=log)
+        two = wait_for_line(
+            folder, lambda line: line["metrics"].get("rollout/num_workers") == 2, process=process, log=log
+        )
         wait_for_line(folder, lambda line: line["policy_version"] >= two + 3, process=process, log=log)
         status = json.loads(credence("status", str(folder), "--json"))
         assert "rollout: 2 -> 1 rollout workers" in credence("scale", str(folder), "rollout=1")
         one = wait_for_line(
             folder,
-            lambda line: line["policy_version"] > two and line["metrics"]["rollout/num_workers"] == 1,
+            lambda line: line["policy_version"] > two and line["metrics"].get("rollout/num_workers") == 1,
             process=process,
             log=log,
         )
