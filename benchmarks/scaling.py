@@ -1,8 +1,8 @@
 """One run, scaled while it goes on: 1 -> 4 -> 2 rollout workers and 1 -> 2 -> 1 scorers, by `credence scale`.
 
     head of a Ray cluster with 2 CPUs ─ the run starts ─ rollout=4: three workers wait for a node ─ a node joins
-    (a second raylet with 2 CPUs) ─ four serve ─ rollout=2 ─ scorer=2 ─ scorer=1 ─ the second node is killed, and what
-    was on it is replaced on the first
+    (a second raylet with 3 CPUs) ─ four serve ─ rollout=2 ─ scorer=2 ─ scorer=1 ─ the second node is killed with the
+    workers on it: one goes on, the other waits for a node ─ rollout=1 takes the request back
 
 Asserted from the run's own records: every update is there and trains whole, no token of an update is older than the
 bound, no worker began to serve before it held the newest version, no group is lost, none is generated twice and no
@@ -29,7 +29,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
-NUM_CPUS = 2  # of each node
+HEAD_CPUS, NODE_CPUS = 2, 3  # one rollout worker fits on the head, three on the node
 UPDATES_BETWEEN = 5  # of which throughput is taken
 WAIT_SECONDS = 420.0
 KEYS = [
@@ -44,7 +44,7 @@ KEYS = [
     "evaluation.every_updates=null",
     "checkpoint.every_updates=null",
     "learner.num_ranks=1",
-    "rollout.cpus_per_worker=0.5",
+    "rollout.cpus_per_worker=0.75",
     "rollout.kv_cache_gib=0.25",
     "rollout.start_timeout_seconds=400",
     "scorer.cpus_per_worker=0.25",
@@ -86,7 +86,7 @@ class ScaledRun:
         start = self.num_updates()
         print(self.credence("scale", str(self.folder), wanted).splitlines()[0], flush=True)
         section, _, number = wanted.partition("=")
-        self.wait(lambda: self._is_settled(section, int(number)), what=wanted)
+        self.wait(lambda: self.is_settled(section, int(number)), what=wanted)
         self.windows.append((f"while {wanted}", start, self.num_updates()))
 
     def settle(self, name: str) -> None:
@@ -114,9 +114,15 @@ class ScaledRun:
         pools = [pool for pool in self.status()["pools"] if pool["section"] == section]
         return [worker for pool in pools for worker in pool["workers"]]
 
-    def _is_settled(self, section: str, number: int) -> bool:
-        states = [worker["state"] for worker in self.workers(section)]
-        return states == ["serving"] * number
+    def is_settled(self, section: str, number: int) -> bool:
+        return [worker["state"] for worker in self.workers(section)] == ["serving"] * number
+
+    def has_serving(self, section: str, number: int) -> bool:
+        return sum(worker["state"] == "serving" for worker in self.workers(section)) == number
+
+    def has_waiting(self, section: str, number: int) -> bool:
+        """Whether so many workers wait for a node."""
+        return sum(worker["waits_for"] is not None for worker in self.workers(section)) == number
 
 
 def play(run: ScaledRun, *, join: Callable[[], Callable[[], None]]) -> dict[str, Any]:
@@ -125,10 +131,10 @@ def play(run: ScaledRun, *, join: Callable[[], Callable[[], None]]) -> dict[str,
     run.settle("1 rollout worker, 1 scorer")
     before = run.num_updates()
     print(run.credence("scale", str(run.folder), "rollout=4").splitlines()[0], flush=True)
-    run.wait(lambda: sum(bool(each["waits_for"]) for each in run.workers("rollout")) == 3, what="a wait for a node")
+    run.wait(lambda: run.has_waiting("rollout", 3), what="a wait for a node")
     print(run.credence("status", str(run.folder)), flush=True)
     leave = join()
-    run.wait(lambda: run._is_settled("rollout", 4), what="rollout=4")
+    run.wait(lambda: run.is_settled("rollout", 4), what="rollout=4")
     run.windows.append(("while rollout=4, a node joins", before, run.num_updates()))
     run.settle("4 rollout workers, 1 scorer")
     print(run.credence("status", str(run.folder)), flush=True)
@@ -142,9 +148,11 @@ def play(run: ScaledRun, *, join: Callable[[], Callable[[], None]]) -> dict[str,
     check_undisturbed(run.lines())
     leave()
     run.wait(lambda: run.lines()[-1]["metrics"]["rollout/num_restarts"] >= 1, what="the loss of a node", pause=0.5)
-    run.wait(lambda: run._is_settled("rollout", 2), what="the replacement")
-    run.windows.append(("while a node leaves and is replaced", undisturbed, run.num_updates()))
-    run.settle("2 rollout workers on one node")
+    run.wait(lambda: run.has_waiting("rollout", 1) and run.has_serving("rollout", 1), what="a wait for a node")
+    run.windows.append(("while a node leaves", undisturbed, run.num_updates()))
+    print(run.credence("status", str(run.folder)), flush=True)
+    run.scale("rollout=1")
+    run.settle("1 rollout worker after a node has left")
     return run.status()
 
 
@@ -195,7 +203,7 @@ def measure(directory: Path) -> dict[str, Any]:
     node = [RAY, "start", f"--address=127.0.0.1:{port}"]
     train = [sys.executable, "-m", "system", "train", "configs/demo.yaml", *KEYS, f"run.directory={directory}"]
     with ExitStack() as stack:
-        stack.enter_context(raylet(head, environment=environment))
+        stack.enter_context(raylet(head, num_cpus=HEAD_CPUS, environment=environment))
         wait_for_port(port)
         with (directory / "log").open("wb") as log:
             process = stack.enter_context(
@@ -205,7 +213,7 @@ def measure(directory: Path) -> dict[str, Any]:
 
         def join() -> Callable[[], None]:
             nodes = ExitStack()
-            nodes.enter_context(raylet(node, environment=environment))
+            nodes.enter_context(raylet(node, num_cpus=NODE_CPUS, environment=environment))
             stack.push(nodes)
             return nodes.close
 
@@ -230,9 +238,9 @@ def measure(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def raylet(command: list[str], *, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+def raylet(command: list[str], *, num_cpus: int, environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
     """A node of the cluster on this machine; killed at the end with all that runs on it."""
-    options = [f"--num-cpus={NUM_CPUS}", "--disable-usage-stats", "--block"]
+    options = [f"--num-cpus={num_cpus}", "--disable-usage-stats", "--block"]
     with family([*command, *options], environment=environment, output=subprocess.DEVNULL) as process:
         yield process
 
