@@ -157,6 +157,10 @@ def test_autoscaling_follows_who_starves_and_who_idles() -> None:
         groups = [generate(run.pools.rollouts, group_id) for group_id in range(8)]
         await asyncio.sleep(35.0)
         assert run.pools.rollouts.desired == 2
+        status = await run.status()
+        assert (status.phase, status.policy_version, status.pools[0].num_calls_waiting) == ("rollout", 3, 6)
+        assert status.queue is not None
+        assert (status.queue.published_version, status.queue.oldest_lease_version) == (3, None)
         for actor in run.rollouts:
             actor.gate.set()
         await asyncio.gather(*groups)
