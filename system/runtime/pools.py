@@ -15,7 +15,8 @@ from system.runtime.actor_nodes import locate
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
 from system.runtime.pool_member import PoolSettings
-from system.runtime.worker_pool import Admit, WorkerPool
+from system.runtime.worker_pool import WorkerPool
+from system.runtime.worker_start import Admit
 
 _FILLINGS = 2  # sequences that an engine is given, as a multiple of those it decodes at once: it never waits for us
 _MAX_REWARD_GROUPS = 16  # scored by one call, because a call costs more than a check

@@ -21,29 +21,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from system.errors import CredenceError, DeadlineError, EngineFailedError
 from system.runtime.actor_nodes import Locate
 from system.runtime.call_queue import Call, CallQueue
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
 from system.runtime.pool_losses import PoolLosses
 from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState, least_useful
-from system.runtime.worker_failures import WORKER_FAILURES, PoisonedCallError, WorkerDiedError, is_worker_failure
-from system.runtime.worker_start import start_worker
+from system.runtime.worker_failures import PoisonedCallError, WorkerDiedError, is_worker_failure
+from system.runtime.worker_start import Admit, WorkerStarts
 
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # of a call, each on another worker
-_HOPELESS_SECONDS = 1800.0  # of starts that took too long, while none ever came to an end
 _RETIRE_SECONDS = 10.0  # for a drained worker to end its processes
-
-Admit = Callable[[PoolMember], Awaitable[None]]
 
 
 class WorkerPool:
@@ -63,7 +58,7 @@ class WorkerPool:
         self.settings = settings
         self._create_actor = create_actor
         self._kill_actor = kill_actor
-        self._locate = locate
+        self._starts = WorkerStarts(locate=locate)
         self.desired = settings.num_workers
         self._num_proven = self.desired  # so many workers have served at once, or were there from the start
         self.losses = PoolLosses(settings)
@@ -73,8 +68,6 @@ class WorkerPool:
         self._names = itertools.count()
         self._changed = asyncio.Event()
         self._fault: BaseException | None = None
-        self._has_started = False  # any worker, ever
-        self._late_seconds = 0.0  # that were waited for workers in vain
 
     @property
     def num_removed(self) -> int:
@@ -111,7 +104,7 @@ class WorkerPool:
         """
         async with asyncio.TaskGroup() as starts:
             for _ in range(self.desired - len(self._workers)):
-                starts.create_task(self._start_first(self._create()))
+                starts.create_task(self._starts.first(self._create()))
 
     async def supervise(self, admit: Admit | None) -> None:
         """Keep the desired number of workers until cancelled. Raises PoolExhaustedError when too many are lost.
@@ -125,7 +118,8 @@ class WorkerPool:
                     self._raise_if_failed()
                     present = [member for member in self._workers if member.state is not WorkerState.DRAINING]
                     for number in range(len(present), self.desired):
-                        joins.create_task(self._bring_up(self._create(is_addition=number >= self._num_proven), admit))
+                        member = self._create(is_addition=number >= self._num_proven)
+                        joins.create_task(self._starts.bring_up(member, admit))
                     self._let_go(now=False)
                     await changed.wait()
         finally:
@@ -157,7 +151,7 @@ class WorkerPool:
         if self.losses.count(member, reason=reason):
             _log.warning("%ss stay %d: those that were added fail", self.settings.kind, self._num_proven)
             self.desired = self._num_proven
-        self._discard(member)
+        self.discard(member)
         self._wake_waiters()
 
     async def call(
@@ -188,51 +182,6 @@ class WorkerPool:
         self._workers.append(member)
         return member
 
-    async def _start_first(self, member: PoolMember) -> None:
-        try:
-            await self._start(member, is_replacement=False)
-        except WorkerDiedError as error:
-            if not isinstance(error.__cause__, RayError | DeadlineError):
-                raise
-
-    async def _start(self, member: PoolMember, *, is_replacement: bool) -> None:
-        """STARTING to JOINING, or to SERVING where no weights are received. Raises WorkerDiedError."""
-        try:
-            num_ranks = await start_worker(member, locate=self._locate)
-        except (RayError, CredenceError) as error:
-            self._late_seconds += self.settings.start_seconds if isinstance(error, DeadlineError) else 0.0
-            self.remove(member, reason=f"it did not start: {error}")
-            if not is_replacement and not is_worker_failure(error):
-                raise  # the configuration is at fault: its own message says more
-            raise WorkerDiedError(f"{member.name} did not start: {error}") from error
-        except asyncio.CancelledError:
-            self._discard(member)
-            raise
-        if member.state is WorkerState.STARTING:
-            self._has_started = True
-            member.num_ranks = num_ranks or 0
-            member.state = WorkerState.JOINING
-            if not self.settings.receives_weights:
-                self.serve(member)
-
-    async def _bring_up(self, member: PoolMember, admit: Admit | None) -> None:
-        """A replacement from its creation to SERVING; when it dies on the way, `supervise` starts another."""
-        try:
-            await self._start(member, is_replacement=True)
-            if admit is not None and member.state is WorkerState.JOINING:
-                await within(admit(member), who=member.name, what="join", seconds=self.settings.start_seconds)
-        except WorkerDiedError as error:
-            is_hopeless = isinstance(error.__cause__, EngineFailedError) or self._late_seconds > _HOPELESS_SECONDS
-            if is_hopeless and not self._has_started:
-                raise  # it is not worth max_restarts deadlines
-            return  # counted where it was noticed
-        except WORKER_FAILURES as error:
-            if not is_worker_failure(error):
-                raise
-            self.remove(member, reason=f"it did not join: {error}")
-        if member.state is WorkerState.SERVING:
-            _log.warning("%s has joined and serves", member.name)
-
     def _let_go(self, *, now: bool) -> None:
         """Drain what is more than desired, the least useful first; `now`: wait for no call, of former ones neither."""
         present = [member for member in self._workers if member.state is not WorkerState.DRAINING]
@@ -240,7 +189,7 @@ class WorkerPool:
             if member.state is WorkerState.SERVING:
                 member.state = WorkerState.DRAINING
             else:
-                self._discard(member)
+                self.discard(member)
         for member in tuple(self._workers):
             if member.state is WorkerState.DRAINING:
                 self._retire(member) if now else self._retire_when_idle(member)
@@ -256,7 +205,7 @@ class WorkerPool:
         member.died.set()
         self._run(shut_down_actors([member.actor], seconds=_RETIRE_SECONDS, kill=self._kill_actor))
 
-    def _discard(self, member: PoolMember) -> None:
+    def discard(self, member: PoolMember) -> None:
         """Take out and kill, without counting it as a loss."""
         if member.state is WorkerState.GONE:
             return
