@@ -7,7 +7,7 @@
 Asserted from the run's own records: every update is there and trains whole, no token of an update is older than the
 bound, no worker began to serve before it held the newest version, no group is lost, none is generated twice and no
 worker is lost before the node is killed. The last line is JSON, with tokens/s before, during and after each change.
-It takes under ten minutes on two cores, which have no more to give to four engines than to one.
+It takes eight minutes on two cores, which have no more to give to four engines than to one.
 """
 
 import argparse
