@@ -33,6 +33,16 @@ COMMANDS = {
         arguments="CONFIG... [key=value...] [--dry-run]",
         sentence="accuracy of a policy on held-out problems",
     ),
+    "scale": Command(
+        function="system.commands.scale:main",
+        arguments="RUN KIND=NUMBER... [--now] [--address HOST:PORT]",
+        sentence="change the number of workers of a run that goes on",
+    ),
+    "status": Command(
+        function="system.commands.status:main",
+        arguments="RUN [--json] [--address HOST:PORT]",
+        sentence="workers, queues and versions of a run that goes on",
+    ),
     "select": Command(
         function="system.commands.select:main",
         arguments="CONFIG... [key=value...]",

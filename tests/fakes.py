@@ -117,7 +117,7 @@ def kill(actor: FakeActor) -> None:
     actor.is_dead = True
 
 
-def make_pool(actors: list[Any], **settings: Any) -> WorkerPool:
+def make_pool(actors: list[Any], *, locate: Any = None, **settings: Any) -> WorkerPool:
     """A pool that creates the given actors one after the other; `settings` replace the defaults below."""
     waiting = list(actors)
     defaults: dict[str, Any] = {
@@ -128,7 +128,12 @@ def make_pool(actors: list[Any], **settings: Any) -> WorkerPool:
         "call_seconds": 5.0,
         "max_restarts": 3,
     }
-    return WorkerPool(PoolSettings(**(defaults | settings)), create_actor=lambda name: waiting.pop(0), kill_actor=kill)
+    return WorkerPool(
+        PoolSettings(**(defaults | settings)),
+        create_actor=lambda name: waiting.pop(0),
+        kill_actor=kill,
+        locate=locate,
+    )
 
 
 async def serve_all(pool: WorkerPool) -> None:

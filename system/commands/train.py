@@ -28,6 +28,7 @@ from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
 from system.reports.tracker import Tracker
 from system.runtime.checkpoint import CheckpointStore, RunState
+from system.runtime.control_loop import control_of_run
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.flight_recorder import FlightRecorder
@@ -36,6 +37,7 @@ from system.runtime.learner_group import LearnerGroup
 from system.runtime.ledger import LedgerTotals
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
+from system.runtime.run_status import Progress
 from system.runtime.session import run_on_ray
 from system.runtime.watchdog import Watchdog, make_watchdog
 from system.runtime.weight_sync import WeightSync
@@ -178,6 +180,7 @@ async def _train_with_actors(
         canary_token_ids=inputs.canary_token_ids,
     )
     pools = make_pools(config, placement=placement)
+    control = control_of_run(folder.path, config=config, pools=pools)
     try:
         reporter.enter_phase("start")
         async with asyncio.TaskGroup() as starts:
@@ -195,12 +198,16 @@ async def _train_with_actors(
             elapsed_seconds=elapsed_seconds,
         )
         watchdog.watch(controller.stages.observe)
+        control.progress = Progress(
+            outcome=controller.outcome, buffer=parts.buffer, admissions=parts.weight_sync.admissions
+        )
         outcome = await controller.run()
         reporter.draw_newest_heat_maps()
         parts.buffer.drop_all(reason="run_ended")
         return outcome, parts.buffer.totals()
     finally:
         reporter.enter_phase("shutdown")
+        await control.close()
         await asyncio.gather(
             learner_group.shutdown(seconds=_SHUTDOWN_SECONDS), pools.shutdown(seconds=_SHUTDOWN_SECONDS)
         )

@@ -44,6 +44,8 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     check_batch(config)
     check_rollout(config.rollout)
     check_reward(config.reward)
+    for section in ("rollout", "reward", "scorer"):
+        check_worker_bounds(getattr(config, section), section=section)
     if config.task.name == "code":
         check_programs(config.reward, completions_per_prompt=config.batch.completions_per_prompt)
     check_scorer(config)
@@ -163,6 +165,28 @@ def check_rollout(rollout: RolloutConfig) -> None:
     if value != config_keys()[f"rollout.{other}"].default:
         because = f"engines with rollout.device={rollout.device} do not read it"
         raise unread_key(f"rollout.{other}", given=value, because=because)
+
+
+def check_worker_bounds(workers: RolloutConfig | RewardConfig | ScorerConfig, *, section: str) -> None:
+    """Autoscaling needs two bounds, and a run begins within them."""
+    smallest, largest = workers.min_workers, workers.max_workers
+    if smallest is None and largest is None:
+        return
+    if smallest is None or largest is None:
+        missing, other = ("min", "max") if smallest is None else ("max", "min")
+        raise ConfigError(
+            f"{section}.{missing}_workers",
+            given=None,
+            expected=f"a number of workers, as {section}.{other}_workers={largest or smallest} switches autoscaling on",
+            fix=f"{section}.{missing}_workers=N, or {section}.{other}_workers=null",
+        )
+    if not smallest <= workers.num_workers <= largest:
+        raise ConfigError(
+            f"{section}.num_workers",
+            given=workers.num_workers,
+            expected=f"at least {section}.min_workers={smallest} and at most {section}.max_workers={largest}",
+            fix=f"{section}.num_workers={min(max(smallest, workers.num_workers), largest)}, or other bounds",
+        )
 
 
 def check_reward(reward: RewardConfig) -> None:

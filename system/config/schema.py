@@ -87,6 +87,12 @@ class BatchConfig:
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     num_workers: int = key("Rollout workers (vLLM engines).", 1, minimum=1)
+    min_workers: int | None = key(
+        "Autoscaling keeps at least so many rollout workers; null: no autoscaling.", None, minimum=1
+    )
+    max_workers: int | None = key(
+        "Autoscaling adds rollout workers up to so many; null: no autoscaling.", None, minimum=1
+    )
     device: Device = key("Where the engines run.", "cpu")
     tensor_parallel_size: int = key("Devices of one engine.", 1, minimum=1)
     dtype: Precision = key("Engine precision.", "float32")
@@ -124,6 +130,12 @@ class RewardTermConfig:
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     num_workers: int = key("Reward workers (each holds the verifier's child processes).", 1, minimum=1)
+    min_workers: int | None = key(
+        "Autoscaling keeps at least so many reward workers; null: no autoscaling.", None, minimum=1
+    )
+    max_workers: int | None = key(
+        "Autoscaling adds reward workers up to so many; null: no autoscaling.", None, minimum=1
+    )
     processes_per_worker: int = key("Killable verifier child processes of one worker.", 1, minimum=1)
     timeout_seconds: float = key(
         "Limit for verifying one answer, in seconds of computing time (wall clock is only the backstop).", 5.0, above=0
@@ -155,6 +167,12 @@ class RewardConfig:
 @dataclass(frozen=True, kw_only=True)
 class ScorerConfig:
     num_workers: int = key("Scoring replicas of the policy; started only when a reward needs them.", 1, minimum=1)
+    min_workers: int | None = key(
+        "Autoscaling keeps at least so many scoring replicas; null: no autoscaling.", None, minimum=1
+    )
+    max_workers: int | None = key(
+        "Autoscaling adds scoring replicas up to so many; null: no autoscaling.", None, minimum=1
+    )
     mode: Literal["online", "lagged", "ema", "offline"] = key(
         "Weights that score: online the newest, lagged those of lag_versions ago, ema their moving average, "
         "offline model.path as it is.",

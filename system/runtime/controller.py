@@ -81,6 +81,7 @@ class Outcome:
     before: EvaluationResult | None = None
     after: EvaluationResult | None = None
     stopped_by: str = "num_updates"
+    phase: str = "start"
 
 
 class Controller:
@@ -369,6 +370,7 @@ class Controller:
 
     def _enter_phase(self, name: str) -> None:
         self.stages.enter_phase(name)
+        self.outcome.phase = name
         self._reports.submit(self._reporter.enter_phase, name)
 
     @contextmanager

@@ -96,6 +96,11 @@ class GroupBuffer:
         return self._next_batch_version
 
     @property
+    def oldest_lease_version(self) -> int | None:
+        """The version that was published when the oldest group in flight was leased; None without any."""
+        return min((record.leased_at for record in self._groups.values()), default=None)
+
+    @property
     def num_outstanding(self) -> int:
         """Slots in use."""
         return len(self._groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from system.runtime.placement import ActorHandle
 
 if TYPE_CHECKING:
+    from system.runtime.actor_nodes import Node
     from system.runtime.worker_pool import WorkerPool
 
 
@@ -32,6 +34,10 @@ class PoolMember:
     state: WorkerState = WorkerState.STARTING
     num_calls: int = 0
     load: int = 0
+    node: Node | None = None  # None: not known, or it has none yet
+    waits_for: str | None = None  # what no node has free for it
+    policy_version: int | None = None  # of the weights that it loaded last
+    is_addition: bool = False  # makes the pool larger than it ever was; others replace somebody
     is_reserved: bool = False  # its only call must not be joined by others
     died_in_call: bool = False
     died: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,3 +59,11 @@ class PoolSettings:
     max_load: int | None = None  # that a worker holds at once, in the unit of the calls' load; None: any
     max_calls_at_once: int = 1  # more: the method takes a list of argument tuples and returns a list
     max_shared_attempts: int = 2  # a call that lost so many workers gets one for itself
+    resources: Mapping[str, float] = field(default_factory=dict)  # that one worker reserves of a node
+
+
+def least_useful(members: Sequence[PoolMember]) -> list[PoolMember]:
+    """Whom to let go first: who waits for a node, starts, loads weights, has little to do, came last."""
+    order = (WorkerState.STARTING, WorkerState.JOINING, WorkerState.SERVING)
+    newest_first = members[::-1]
+    return sorted(newest_first, key=lambda member: (order.index(member.state), member.waits_for is None, member.load))

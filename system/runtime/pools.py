@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from system.config.algorithms import evidence_of
-from system.config.resources import uses_scoring_replicas
+from system.config.resources import ActorNeeds, actor_needs, uses_scoring_replicas
 from system.config.schema import Config
 from system.records import Prompt, Sampling, TrajectoryGroup
+from system.runtime.actor_nodes import locate
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.placement import Placement
 from system.runtime.pool_member import PoolSettings
-from system.runtime.worker_pool import Admit, WorkerPool
+from system.runtime.worker_pool import WorkerPool
+from system.runtime.worker_start import Admit
 
 _FILLINGS = 2  # sequences that an engine is given, as a multiple of those it decodes at once: it never waits for us
 _MAX_REWARD_GROUPS = 16  # scored by one call, because a call costs more than a check
@@ -29,6 +31,10 @@ class Pools:
 
     def all(self) -> tuple[WorkerPool, ...]:
         return tuple(pool for pool in (self.rollouts, self.rewards, self.scoring) if pool is not None)
+
+    def by_section(self) -> dict[str, WorkerPool]:
+        """By the section of the configuration that a pool belongs to: rollout, reward, scorer."""
+        return {pool.settings.section: pool for pool in self.all()}
 
     async def start(self) -> None:
         """Start all workers; those that receive weights are JOINING then. Raises WorkerDiedError."""
@@ -81,6 +87,9 @@ class Pools:
 def make_pools(config: Config, *, placement: Placement, has_learner: bool = True) -> Pools:
     """The pools of this configuration, not started yet; without a learner all serve model.path as it is."""
     rollout, reward, scorer = config.rollout, config.reward, config.scorer
+    needs = actor_needs(config)
+    # Ray's client, which drives a cluster from outside, has no table of actors
+    where = None if config.cluster.address.startswith("ray://") else locate
     rollouts = PoolSettings(
         kind="rollout worker",
         section="rollout",
@@ -91,6 +100,7 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
         receives_weights=has_learner,
         ends_calls_first=rollout.on_new_weights == "finish",
         max_load=_FILLINGS * rollout.max_sequences,
+        resources=_resources(needs["rollout worker"]),
     )
     rewards = PoolSettings(
         kind="reward worker",
@@ -104,6 +114,7 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
         max_load=1,
         max_calls_at_once=_MAX_REWARD_GROUPS,
         max_shared_attempts=1,
+        resources=_resources(needs["reward worker"]),
     )
     scoring = PoolSettings(
         kind="scoring replica",
@@ -116,11 +127,19 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
         is_exclusive=True,
         max_load=_MAX_REPLICA_CALLS,
         max_shared_attempts=1,
+        resources=_resources(needs.get("scoring replica")),
     )
     return Pools(
-        rollouts=WorkerPool(rollouts, create_actor=placement.create_rollout_actor),
-        rewards=WorkerPool(rewards, create_actor=placement.create_reward_actor),
-        scoring=WorkerPool(scoring, create_actor=placement.create_scoring_actor)
+        rollouts=WorkerPool(rollouts, create_actor=placement.create_rollout_actor, locate=where),
+        rewards=WorkerPool(rewards, create_actor=placement.create_reward_actor, locate=where),
+        scoring=WorkerPool(scoring, create_actor=placement.create_scoring_actor, locate=where)
         if uses_scoring_replicas(config)
         else None,
     )
+
+
+def _resources(needs: ActorNeeds | None) -> dict[str, float]:
+    """What one worker reserves, in Ray's words."""
+    if needs is None:
+        return {}
+    return {kind: amount for kind, amount in (("CPU", needs.cpus), ("GPU", needs.gpus)) if amount}

@@ -30,6 +30,7 @@ from system.errors import DeadlineError, SnapshotLostError, WeightSyncError
 from system.runtime.deadlines import within
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.pool_member import PoolMember, WorkerState
+from system.runtime.run_status import Admission
 from system.runtime.worker_failures import WORKER_FAILURES, is_worker_failure
 from system.runtime.worker_pool import WorkerPool
 from system.weights.canary import CanaryTolerance, refusal
@@ -79,6 +80,7 @@ class WeightSync:
         self._scoring = scoring
         self._config = config
         self._tolerance = CanaryTolerance(config.canary_tolerance_nats)
+        self.admissions: list[Admission] = []  # of every worker that began to serve
         self._newest: WeightsManifest | None = None
         self._published = asyncio.Event()  # replaced at each publication
         self._admitting: set[PoolMember] = set()
@@ -275,12 +277,21 @@ class WeightSync:
         for member, status in statuses.items():
             if member.state is WorkerState.GONE:
                 continue
+            member.policy_version = status.policy_version
             wanted = self._snapshot_for(member, manifest)
             reason = refusal(status, wanted) or self._tolerance.refusal(_kind(member), status)
             if reason is not None:
                 member.pool.remove(member, reason=reason)
             elif self._newest is manifest:
-                member.pool.serve(member)
+                self._let_serve(member, published_version=manifest.policy_version)
+
+    def _let_serve(self, member: PoolMember, *, published_version: int) -> None:
+        if member.state is WorkerState.JOINING and member.policy_version is not None:
+            held = member.policy_version
+            self.admissions.append(
+                Admission(worker=member.name, held_version=held, published_version=published_version)
+            )
+        member.pool.serve(member)
 
     def _snapshot_for(self, member: PoolMember, manifest: WeightsManifest) -> WeightsManifest:
         is_scorer = member.pool is self._scoring

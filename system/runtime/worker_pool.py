@@ -1,6 +1,6 @@
 """Workers of one kind as a pool: how many there are, who may serve, who gets the next call, and what if one dies.
 
-    create ─> STARTING ─> JOINING ─admitted─> SERVING ─resize─> DRAINING ─last call answered─> GONE
+    create ─> STARTING ─> JOINING ─admitted─> SERVING ─resize─> DRAINING ─last call answered, or `now`─> GONE
                  └────────────┴─ dies, hangs, is refused ─┴──────────┴──────────────────────────> GONE, counted
 
 Rollout workers, scoring replicas and reward workers are such pools. Only SERVING workers get calls. A worker without
@@ -21,36 +21,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from system.errors import CredenceError, DeadlineError, EngineFailedError
+from system.runtime.actor_nodes import Locate
 from system.runtime.call_queue import Call, CallQueue
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
-from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState
-from system.runtime.worker_failures import (
-    WORKER_FAILURES,
-    PoisonedCallError,
-    PoolExhaustedError,
-    WorkerDiedError,
-    is_worker_failure,
-)
+from system.runtime.pool_losses import PoolLosses
+from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState, least_useful
+from system.runtime.worker_failures import PoisonedCallError, WorkerDiedError, is_worker_failure
+from system.runtime.worker_start import Admit, WorkerStarts
 
 _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3  # of a call, each on another worker
-_HOPELESS_SECONDS = 1800.0  # of starts that took too long, while none ever came to an end
 _RETIRE_SECONDS = 10.0  # for a drained worker to end its processes
-
-Admit = Callable[[PoolMember], Awaitable[None]]
 
 
 class WorkerPool:
-    """Owns the actors of one kind. `create_actor(name)` makes a new one; one event loop, no lock."""
+    """Owns the actors of one kind. `create_actor(name)` makes a new one; one event loop, no lock.
+
+    With `locate` the deadline of a start begins when the worker has a node. `desired`: how many there shall be.
+    """
 
     def __init__(
         self,
@@ -58,21 +53,31 @@ class WorkerPool:
         *,
         create_actor: Callable[[str], ActorHandle],
         kill_actor: Callable[[ActorHandle], None] = ray.kill,
+        locate: Locate | None = None,
     ) -> None:
         self.settings = settings
         self._create_actor = create_actor
         self._kill_actor = kill_actor
-        self._desired = settings.num_workers
+        self._starts = WorkerStarts(locate=locate)
+        self.desired = settings.num_workers
+        self._num_proven = self.desired  # so many workers have served at once, or were there from the start
+        self.losses = PoolLosses(settings)
         self._workers: list[PoolMember] = []
         self._queue = CallQueue(max_load=settings.max_load, max_calls_at_once=settings.max_calls_at_once)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._names = itertools.count()
         self._changed = asyncio.Event()
-        self._last_reason = ""
         self._fault: BaseException | None = None
-        self._has_started = False  # any worker, ever
-        self._late_seconds = 0.0  # that were waited for workers in vain
-        self.num_removed = 0
+
+    @property
+    def num_removed(self) -> int:
+        """Losses that count towards max_restarts."""
+        return self.losses.num_counted
+
+    @property
+    def workers(self) -> tuple[PoolMember, ...]:
+        """All that there are, starting and draining ones among them."""
+        return tuple(self._workers)
 
     @property
     def members(self) -> tuple[PoolMember, ...]:
@@ -98,8 +103,8 @@ class WorkerPool:
         Raises WorkerDiedError for one that refuses to start, the configuration being the likely cause.
         """
         async with asyncio.TaskGroup() as starts:
-            for _ in range(self._desired - len(self._workers)):
-                starts.create_task(self._start_first(self._create()))
+            for _ in range(self.desired - len(self._workers)):
+                starts.create_task(self._starts.first(self._create()))
 
     async def supervise(self, admit: Admit | None) -> None:
         """Keep the desired number of workers until cancelled. Raises PoolExhaustedError when too many are lost.
@@ -112,34 +117,41 @@ class WorkerPool:
                     changed = self._changed
                     self._raise_if_failed()
                     present = [member for member in self._workers if member.state is not WorkerState.DRAINING]
-                    for _ in range(self._desired - len(present)):
-                        joins.create_task(self._bring_up(self._create(), admit))
-                    for member in self._surplus(present):
-                        self._drain(member)
+                    for number in range(len(present), self.desired):
+                        member = self._create(is_addition=number >= self._num_proven)
+                        joins.create_task(self._starts.bring_up(member, admit))
+                    self._let_go(now=False)
                     await changed.wait()
         finally:
             for call in self._queue.take_all():
-                call.fail(self._exhausted() or WorkerDiedError(f"no {self.settings.kind} is replaced any more"))
+                call.fail(self.losses.exhausted() or WorkerDiedError(f"no {self.settings.kind} is replaced any more"))
 
-    def resize(self, num_workers: int) -> None:
-        """Change how many workers there shall be; what is too many finishes its calls first."""
-        self._desired = num_workers
+    def resize(self, num_workers: int, *, now: bool = False) -> None:
+        """Change how many workers there shall be; what is too many finishes its calls first.
+
+        `now`: it hands them back instead, and so do those that are finishing already. They are made again elsewhere.
+        """
+        self.desired = num_workers
+        self._num_proven = min(self._num_proven, num_workers)
+        self._let_go(now=now)
         self._wake_waiters()
 
     def serve(self, member: PoolMember) -> None:
         """The member holds the published weights; it may get calls."""
         if member.state is WorkerState.JOINING:
             member.state = WorkerState.SERVING
+            self.losses.note_served(member)
+            self._num_proven = max(self._num_proven, min(self.num_serving, self.desired))
             self._wake_waiters()
 
     def remove(self, member: PoolMember, *, reason: str) -> None:
         """Take a dead or refused worker out and count it. Its calls are made again elsewhere."""
         if member.state is WorkerState.GONE:
             return
-        self._discard(member)
-        self.num_removed += 1
-        self._last_reason = f"{member.name}: " + reason.partition("\n")[0]  # Ray's go on with advice
-        _log.warning("lost %s; %d of at most %d", self._last_reason, self.num_removed, self.settings.max_restarts)
+        if self.losses.count(member, reason=reason):
+            _log.warning("%ss stay %d: those that were added fail", self.settings.kind, self._num_proven)
+            self.desired = self._num_proven
+        self.discard(member)
         self._wake_waiters()
 
     async def call(
@@ -164,79 +176,36 @@ class WorkerPool:
             task.cancel()
         await shut_down_actors([member.actor for member in workers], seconds=seconds, kill=self._kill_actor)
 
-    def _create(self) -> PoolMember:
+    def _create(self, *, is_addition: bool = False) -> PoolMember:
         name = f"{self.settings.kind} {next(self._names)}"
-        member = PoolMember(name=name, actor=self._create_actor(name), pool=self)
+        member = PoolMember(name=name, actor=self._create_actor(name), pool=self, is_addition=is_addition)
         self._workers.append(member)
         return member
 
-    async def _start_first(self, member: PoolMember) -> None:
-        try:
-            await self._start(member, is_replacement=False)
-        except WorkerDiedError as error:
-            if not isinstance(error.__cause__, RayError | DeadlineError):
-                raise
-
-    async def _start(self, member: PoolMember, *, is_replacement: bool) -> None:
-        """STARTING to JOINING, or to SERVING where no weights are received. Raises WorkerDiedError."""
-        try:
-            num_ranks = await within(
-                member.actor.start.remote(), who=member.name, what="start", seconds=self.settings.start_seconds
-            )
-        except (RayError, CredenceError) as error:
-            self._late_seconds += self.settings.start_seconds if isinstance(error, DeadlineError) else 0.0
-            self.remove(member, reason=f"it did not start: {error}")
-            if not is_replacement and not is_worker_failure(error):
-                raise  # the configuration is at fault: its own message says more
-            raise WorkerDiedError(f"{member.name} did not start: {error}") from error
-        except asyncio.CancelledError:
-            self._discard(member)
-            raise
-        if member.state is WorkerState.STARTING:
-            self._has_started = True
-            member.num_ranks = num_ranks or 0
-            member.state = WorkerState.JOINING
-            if not self.settings.receives_weights:
-                self.serve(member)
-
-    async def _bring_up(self, member: PoolMember, admit: Admit | None) -> None:
-        """A replacement from its creation to SERVING; when it dies on the way, `supervise` starts another."""
-        try:
-            await self._start(member, is_replacement=True)
-            if admit is not None and member.state is WorkerState.JOINING:
-                await within(admit(member), who=member.name, what="join", seconds=self.settings.start_seconds)
-        except WorkerDiedError as error:
-            is_hopeless = isinstance(error.__cause__, EngineFailedError) or self._late_seconds > _HOPELESS_SECONDS
-            if is_hopeless and not self._has_started:
-                raise  # it is not worth max_restarts deadlines
-            return  # counted where it was noticed
-        except WORKER_FAILURES as error:
-            if not is_worker_failure(error):
-                raise
-            self.remove(member, reason=f"it did not join: {error}")
-        if member.state is WorkerState.SERVING:
-            _log.warning("%s has joined and serves", member.name)
-
-    def _surplus(self, present: list[PoolMember]) -> list[PoolMember]:
-        """The workers to let go, the least useful first."""
-        order = (WorkerState.STARTING, WorkerState.JOINING, WorkerState.SERVING)
-        ranked = sorted(present, key=lambda member: (order.index(member.state), member.load))
-        return ranked[: max(0, len(present) - self._desired)]
-
-    def _drain(self, member: PoolMember) -> None:
-        if member.state is not WorkerState.SERVING:
-            self._discard(member)
-            return
-        member.state = WorkerState.DRAINING
-        self._retire_when_idle(member)
+    def _let_go(self, *, now: bool) -> None:
+        """Drain what is more than desired, the least useful first; `now`: wait for no call, of former ones neither."""
+        present = [member for member in self._workers if member.state is not WorkerState.DRAINING]
+        for member in least_useful(present)[: max(0, len(present) - self.desired)]:
+            if member.state is WorkerState.SERVING:
+                member.state = WorkerState.DRAINING
+            else:
+                self.discard(member)
+        for member in tuple(self._workers):
+            if member.state is WorkerState.DRAINING:
+                self._retire(member) if now else self._retire_when_idle(member)
 
     def _retire_when_idle(self, member: PoolMember) -> None:
         if member.state is WorkerState.DRAINING and member.num_calls == 0:
-            member.state = WorkerState.GONE
-            self._workers.remove(member)
-            self._run(shut_down_actors([member.actor], seconds=_RETIRE_SECONDS, kill=self._kill_actor))
+            self._retire(member)
 
-    def _discard(self, member: PoolMember) -> None:
+    def _retire(self, member: PoolMember) -> None:
+        """Take out one that is no longer wanted; calls that it holds are made again elsewhere, under no suspicion."""
+        member.state = WorkerState.GONE
+        self._workers.remove(member)
+        member.died.set()
+        self._run(shut_down_actors([member.actor], seconds=_RETIRE_SECONDS, kill=self._kill_actor))
+
+    def discard(self, member: PoolMember) -> None:
         """Take out and kill, without counting it as a loss."""
         if member.state is WorkerState.GONE:
             return
@@ -310,7 +279,7 @@ class WorkerPool:
 
     def _retry(self, calls: list[Call], *, reason: str, is_suspect: bool) -> None:
         """Put calls back whose worker died; `is_suspect`: they, or others beside them, may have killed it."""
-        exhausted = self._exhausted()
+        exhausted = self.losses.exhausted()
         for call in reversed(calls):
             if is_suspect:
                 call.errors.append(reason)
@@ -327,16 +296,8 @@ class WorkerPool:
                     call.on_retry(reason)
                 self._queue.add_first(call)
 
-    def _exhausted(self) -> PoolExhaustedError | None:
-        if self.num_removed <= self.settings.max_restarts:
-            return None
-        return PoolExhaustedError(
-            f"{self.num_removed} {self.settings.kind}s were lost in this run, more than {self.settings.section}."
-            f"max_restarts={self.settings.max_restarts}. The last: {self._last_reason}"
-        )
-
     def _raise_if_failed(self) -> None:
-        fault = self._fault or self._exhausted()
+        fault = self._fault or self.losses.exhausted()
         if fault is not None:
             raise fault
 

@@ -199,7 +199,7 @@ class RandomFaults:
             elif fault < 0.7 and living:
                 self.random.choice(living).is_hung = True
             else:
-                self.run.pools.rollouts.resize(self.random.randrange(1, 4))
+                self.run.pools.rollouts.resize(self.random.randrange(1, 4), now=self.random.random() < 0.5)
 
 
 def check_interleaving(seed: int) -> None:

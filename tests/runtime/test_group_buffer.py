@@ -128,6 +128,7 @@ def test_batch_waits_for_a_slow_group_that_the_next_batch_could_not_take() -> No
         buffer.version_published(1)
         await lease(buffer)
         finish(buffer, 2, versions=(1,))
+        assert buffer.oldest_lease_version == 0
         waiting = asyncio.create_task(buffer.next_batch())
         await asyncio.sleep(0)
         assert not waiting.done()  # batch 2 could not take group 0 any more

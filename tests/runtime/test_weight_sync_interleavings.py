@@ -83,6 +83,8 @@ async def live(world: World) -> None:
         for task in disturbing:
             task.cancel()
     check_serving(world)
+    assert all(each.held_version == each.published_version for each in world.sync.admissions)
+    assert len({each.worker for each in world.sync.admissions}) == len(world.sync.admissions) >= 2
 
 
 def test_no_receiver_serves_another_version_than_it_says() -> None:

@@ -197,7 +197,7 @@ def test_a_replacement_whose_engine_refuses_before_anybody_started_ends_the_run(
 
 
 def test_a_worker_that_hangs_in_the_first_start_is_replaced_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("system.runtime.worker_pool._HOPELESS_SECONDS", 0.12)
+    monkeypatch.setattr("system.runtime.worker_start._HOPELESS_SECONDS", 0.12)
 
     async def scenario() -> None:
         hanging = [FakeRollout(is_hung=True) for _ in range(5)]
