@@ -15,7 +15,6 @@ the learner by itself.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from system.data.samples import make_samples
 from system.metrics import MetricSet
 from system.records import ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
+from system.runtime.clock import now
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.scoring_state import ReplicaComparison
@@ -41,7 +41,7 @@ class PreparedBatch:
     credit: Credit
     batch: TrainingBatch
     metrics: MetricSet
-    taken_at: float  # perf_counter, when the groups were complete
+    taken_at: float  # clock.now(), when the groups were complete
     rescored_at: float  # and their scores new enough
 
 
@@ -86,7 +86,7 @@ class BatchPreparation:
     async def _prepare(self) -> PreparedBatch | None:
         """None: nothing in these groups can be trained on; they are dropped."""
         groups = await self._buffer.next_batch()
-        taken_at, version = time.perf_counter(), self._buffer.next_batch_version - 1
+        taken_at, version = now(), self._buffer.next_batch_version - 1
         metrics = self._new_metrics()
         if any(self._scoring.is_too_old(group, policy_version=version) for group in groups):
             version = await self._buffer.wait_until_next()
@@ -96,7 +96,7 @@ class BatchPreparation:
         difference = await self._comparison.measure() if self._comparison is not None else None
         if difference is not None:
             metrics.add("scorer/logprob_max_abs_diff_nats", difference)
-        rescored_at = time.perf_counter()
+        rescored_at = now()
         credit, samples = await asyncio.to_thread(self._credit, groups)
         if not any(sample.loss_mask.any() for sample in samples):
             self._buffer.discard_batch(groups, reason="no_loss_tokens")

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from system.records import Prompt, ScoredGroup
+from system.runtime.group_timeline import GroupTimeline
 from system.runtime.ledger import Ledger, LedgerState, LedgerTotals
 
 GroupState = Literal["leased", "generating", "scoring", "ready", "training"]
@@ -85,6 +86,9 @@ class GroupBuffer:
         self._num_trained = 0  # since this object was made: a resumed run may use another prompts_per_step
         self._is_closed = False
         self._changed = asyncio.Event()
+        self.timeline = GroupTimeline()
+        for group_id in self._groups:
+            self.timeline.enter(group_id, "worker")
 
     @property
     def published_version(self) -> int:
@@ -122,25 +126,34 @@ class GroupBuffer:
         record = GroupRecord(group_id=self._last_group_id, prompt=next_prompt(), leased_at=self._published_version)
         self._groups[record.group_id] = record
         self._ledger.count("leased")
+        self.timeline.enter(record.group_id, "worker")
         return record
 
     def start_generating(self, group_id: int) -> GroupRecord:
         return self._move(group_id, "generating", allowed=("leased",))
 
+    def worker_has(self, group_id: int) -> None:
+        """A rollout worker has the group; until then it waits for one."""
+        self._require(group_id, allowed=("generating",), attempted="worker_has")
+        self.timeline.enter(group_id, "generation")
+
     def generate_again(self, group_id: int) -> None:
         """The worker that held the group died; it starts over under the same lease."""
         self._move(group_id, "generating", allowed=("generating",))
         self._ledger.count("regenerated")
+        self.timeline.enter(group_id, "worker")
 
     def start_scoring(self, group_id: int) -> None:
         """The completions are there."""
         self._move(group_id, "scoring", allowed=("generating",))
         self._ledger.count("generated")
+        self.timeline.enter(group_id, "scoring")
 
     def put(self, group: ScoredGroup) -> None:
         """The group can be trained on."""
         self._move(group.group_id, "ready", allowed=("scoring",)).scored = group
         self._ledger.count("scored")
+        self.timeline.enter(group.group_id, None)
         self._wake_waiters()
 
     def drop(self, group_id: int, *, reason: str) -> None:
@@ -173,6 +186,7 @@ class GroupBuffer:
             self._require(group.group_id, allowed=("training",), attempted="mark_trained")
             del self._groups[group.group_id]
             self._ledger.count("trained")
+            self.timeline.end(group.group_id, is_trained=True)
         self._num_trained += len(groups)
         self._wake_waiters()
 
@@ -223,6 +237,7 @@ class GroupBuffer:
     def _end(self, group_id: int, *, reason: str) -> None:
         del self._groups[group_id]
         self._ledger.count_dropped(reason)
+        self.timeline.end(group_id, is_trained=False)
         self._wake_waiters()
 
     def _num_free_slots(self) -> int:
