@@ -51,6 +51,9 @@ class GroupRecord:
     leased_at: int  # published policy version at the lease: none of its tokens is older
     state: GroupState = "leased"
     scored: ScoredGroup | None = None
+    min_policy_version: int = (
+        -1
+    )  # of its tokens, from ready on: read at every change, and too slow to be computed there
 
 
 class GroupBuffer:
@@ -151,7 +154,8 @@ class GroupBuffer:
 
     def put(self, group: ScoredGroup) -> None:
         """The group can be trained on."""
-        self._move(group.group_id, "ready", allowed=("scoring",)).scored = group
+        record = self._move(group.group_id, "ready", allowed=("scoring",))
+        record.scored, record.min_policy_version = group, group.group.min_policy_version
         self._ledger.count("scored")
         self.timeline.enter(group.group_id, None)
         self._wake_waiters()
@@ -268,8 +272,8 @@ class GroupBuffer:
         # Measured against the version that the batch will train, not the published one: while a step is being
         # trained or published, the next batch may already be taken.
         oldest_allowed = self._next_batch_version - self._max_staleness
-        for record, group in self._ready():
-            if group.group.min_policy_version < oldest_allowed:
+        for record, _ in self._ready():
+            if record.min_policy_version < oldest_allowed:
                 self.drop(record.group_id, reason="stale")
 
     async def _wait_until(self, is_fulfilled: Callable[[], bool]) -> None:
