@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +53,7 @@ MAX_STALENESS = 3
 
 
 class EchoRollout:
-    """Answers every prompt with the same trajectories, as fast as Ray carries them."""
+    """Answers every prompt with the same trajectories, as fast as Ray carries them; `seed` is the policy version."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
@@ -75,7 +76,9 @@ class EchoRollout:
         return 1
 
     async def generate(self, prompt: Prompt, group_id: int, sampling: Sampling) -> TrajectoryGroup:
-        return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=self._trajectories)
+        versions = PolicyVersions(starts=np.array([0], np.int32), versions=np.array([sampling.seed], np.int32))
+        trajectories = tuple(replace(each, policy_versions=versions) for each in self._trajectories)
+        return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=trajectories)
 
     async def shutdown(self) -> None: ...
 
@@ -153,7 +156,7 @@ def next_prompt() -> Prompt:
         token_ids=np.arange(PROMPT_TOKENS, dtype=np.int32),
         text="?" * 200,
         reference_answer="2",
-        task="x",
+        task="gsm8k_chains",
     )
 
 
@@ -190,7 +193,10 @@ class Plane:
         async def roll_out(group_id: int) -> None:
             prompt = buffer.start_generating(group_id).prompt
             group = await self.pools.generate(
-                prompt, group_id=group_id, sampling=SAMPLING, on_start=lambda: buffer.worker_has(group_id)
+                prompt,
+                group_id=group_id,
+                sampling=replace(SAMPLING, seed=buffer.published_version),
+                on_start=lambda: buffer.worker_has(group_id),
             )
             buffer.start_scoring(group_id)
             buffer.put(await self.scoring.score(group))

@@ -105,7 +105,7 @@ def _num_ngrams(completions: Sequence[IntArray], *, n: int) -> int:
     return sum(max(0, len(completion) - n + 1) for completion in completions)
 
 
-def _packed(completions: Sequence[IntArray], *, n: int) -> list[NDArray[np.int64]] | None:
+def _packed(completions: Sequence[IntArray], *, n: int) -> list[NDArray[np.integer]] | None:
     """All n-grams in order, one integer for each, which differ where the n-grams do; None: they are too many for that.
 
     key(i) = sum over k of id(i + k) * radix^(n - 1 - k),    0 <= id < radix
@@ -123,19 +123,22 @@ def _packed(completions: Sequence[IntArray], *, n: int) -> list[NDArray[np.int64
         if radix**n > _MOST_KEYS:
             return None
         ids = np.searchsorted(distinct, ids)
-    packed, start = [], 0
+    packed: list[NDArray[np.integer]] = []
+    start = 0
+    kind: type[np.integer] = np.uint32 if radix**n <= 2**32 else np.int64  # half as long sorts in half the time
+    ids = ids.astype(kind)
     for completion in completions:
         own = ids[start : start + len(completion)]
         start += len(completion)
         num_grams = max(0, len(own) - n + 1)
-        keys = own[:num_grams]
+        keys: NDArray[np.integer] = own[:num_grams]
         for offset in range(1, n):
-            keys = keys * radix + own[offset : offset + num_grams]
+            keys = keys * kind(radix) + own[offset : offset + num_grams]
         packed.append(keys)
     return packed
 
 
-def _num_distinct(keys: NDArray[np.int64]) -> int:
+def _num_distinct(keys: NDArray[np.integer]) -> int:
     ascending = np.sort(keys)  # np.unique builds a hash table, which takes fifty times as long
     return int(np.count_nonzero(ascending[1:] != ascending[:-1])) + 1 if len(keys) else 0
 

@@ -51,9 +51,7 @@ class GroupRecord:
     leased_at: int  # published policy version at the lease: none of its tokens is older
     state: GroupState = "leased"
     scored: ScoredGroup | None = None
-    min_policy_version: int = (
-        -1
-    )  # of its tokens, from ready on: read at every change, and too slow to be computed there
+    min_policy_version: int = -1  # of its tokens, from ready on; kept, because it is read at every change
 
 
 class GroupBuffer:
