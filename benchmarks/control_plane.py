@@ -141,6 +141,8 @@ def make_config(num_workers: int) -> Config:
             f"controller.max_staleness={MAX_STALENESS}",
             f"rollout.num_workers={num_workers}",
             f"reward.num_workers={NUM_REWARD_WORKERS}",
+            "rollout.cpus_per_worker=0.01",
+            "reward.cpus_per_worker=0.01",
         ],
     )
 
