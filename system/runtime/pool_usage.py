@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from system.metrics import MetricSet
 from system.runtime.clock import now
 from system.runtime.pool_member import PoolMember, WorkerState
+
+
+_MAX_LATENCIES = 65_536  # the newest, where nobody asks for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,7 @@ class PoolUsage:
         self._clock = clock
         self._since = clock()
         self._num_serving = self._num_busy = self._load = 0
-        self._latencies: list[float] = []
+        self._latencies: deque[float] = deque(maxlen=_MAX_LATENCIES)
         self._clear()
 
     def note(self, members: Iterable[PoolMember]) -> None:
@@ -79,7 +83,7 @@ class PoolUsage:
 
     def _clear(self) -> None:
         self._serving_seconds = self._busy_seconds = self._load_seconds = 0.0
-        self._latencies = []
+        self._latencies.clear()
 
 
 def percentile(ascending: Sequence[float], share: float) -> float:
