@@ -11,7 +11,6 @@ from system.metrics import MetricSet
 from system.runtime.clock import now
 from system.runtime.pool_member import PoolMember, WorkerState
 
-
 _MAX_LATENCIES = 65_536  # the newest, where nobody asks for them
 
 
