@@ -37,8 +37,9 @@ class StepWaits:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add_phase(self, name: str, *, seconds: float) -> None:
-        """The train loop spent `seconds` in a phase of an update."""
-        self._seconds[_OF_PHASE[name]] += seconds
+        """The train loop spent `seconds` in a phase of an update; what has no share of its own counts as other."""
+        if name in _OF_PHASE:
+            self._seconds[_OF_PHASE[name]] += seconds
 
     def add_batch(
         self, group_ids: Iterable[int], *, start: float, taken_at: float, rescored_at: float, end: float
