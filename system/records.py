@@ -4,7 +4,9 @@ Arrays are numpy, so that records cross process borders without torch. Records c
 identity (`eq=False`): a generated `__eq__` would raise on arrays.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -89,7 +91,7 @@ class Trajectory:
 
     @property
     def num_sampled(self) -> int:
-        return int(self.is_sampled.sum())
+        return int(np.count_nonzero(self.is_sampled))
 
     @property
     def turns(self) -> list[tuple[int, int]]:
@@ -119,8 +121,9 @@ class Trajectory:
     @property
     def min_policy_version(self) -> int:
         """The oldest policy version that sampled a token; -1 when none was sampled."""
-        versions = self.sampled_policy_versions
-        return int(versions.min()) if len(versions) else -1
+        starts, versions = self.policy_versions.starts.tolist(), self.policy_versions.versions.tolist()
+        runs = zip(starts, [*starts[1:], len(self.token_ids)], versions, strict=False)
+        return min((version for start, end, version in runs if self.is_sampled[start:end].any()), default=-1)
 
     def at_sampled(self, values: FloatArray) -> FloatArray:
         """float32[L]: `values` float[num_sampled] at the sampled tokens, 0 elsewhere."""
@@ -139,6 +142,65 @@ class TrajectoryGroup:
     def min_policy_version(self) -> int:
         """The oldest policy version that sampled a token of the group; -1 when none was sampled."""
         return min((each.min_policy_version for each in self.trajectories if each.num_sampled), default=-1)
+
+    def __reduce__(self) -> tuple[Callable[..., "TrajectoryGroup"], tuple[object, ...]]:
+        """A group crosses process borders several times, and a few long arrays do so in a fraction of the time."""
+        return _unpack_group, (self.group_id, self.prompt, _pack_trajectories(self.trajectories))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _PackedTrajectories:
+    """G trajectories end to end: L tokens and R runs of versions in all."""
+
+    lengths: list[int]  # G
+    num_runs: list[int]  # G
+    token_ids: IntArray  # int32[L]
+    is_sampled: BoolArray  # bool[L]
+    logprobs: FloatArray  # float32[L]
+    starts: IntArray  # int32[R]
+    versions: IntArray  # int32[R]
+    indices: list[int]  # G
+    texts: list[str]  # G
+    finish_reasons: list[FinishReason]  # G
+
+
+def _pack_trajectories(trajectories: tuple[Trajectory, ...]) -> _PackedTrajectories | None:
+    """None for an empty group."""
+    if not trajectories:
+        return None
+    return _PackedTrajectories(
+        lengths=[len(each.token_ids) for each in trajectories],
+        num_runs=[len(each.policy_versions.starts) for each in trajectories],
+        token_ids=np.concatenate([each.token_ids for each in trajectories]),
+        is_sampled=np.concatenate([each.is_sampled for each in trajectories]),
+        logprobs=np.concatenate([each.logprobs for each in trajectories]),
+        starts=np.concatenate([each.policy_versions.starts for each in trajectories]),
+        versions=np.concatenate([each.policy_versions.versions for each in trajectories]),
+        indices=[each.index for each in trajectories],
+        texts=[each.text for each in trajectories],
+        finish_reasons=[each.finish_reason for each in trajectories],
+    )
+
+
+def _unpack_group(group_id: int, prompt: Prompt, packed: _PackedTrajectories | None) -> TrajectoryGroup:
+    trajectories: list[Trajectory] = []
+    if packed is not None:
+        token_ends, run_ends = list(accumulate(packed.lengths)), list(accumulate(packed.num_runs))
+        for number, (token_end, run_end) in enumerate(zip(token_ends, run_ends, strict=True)):
+            tokens = slice(token_end - packed.lengths[number], token_end)
+            runs = slice(run_end - packed.num_runs[number], run_end)
+            trajectories.append(
+                Trajectory(
+                    index=packed.indices[number],
+                    token_ids=packed.token_ids[tokens],
+                    is_sampled=packed.is_sampled[tokens],
+                    logprobs=packed.logprobs[tokens],
+                    policy_versions=PolicyVersions(starts=packed.starts[runs], versions=packed.versions[runs]),
+                    text=packed.texts[number],
+                    finish_reason=packed.finish_reasons[number],
+                )
+            )
+    return TrajectoryGroup(group_id=group_id, prompt=prompt, trajectories=tuple(trajectories))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -180,11 +180,11 @@ def _without_loss(sample: TrainingSample) -> TrainingSample:
 def _pack(samples: Sequence[TrainingSample]) -> PackedMicroBatch:
     lengths = [len(sample.token_ids) for sample in samples]
     return PackedMicroBatch(
-        token_ids=np.concatenate([sample.token_ids for sample in samples]).astype(np.int32),
+        token_ids=np.concatenate([sample.token_ids for sample in samples]).astype(np.int32, copy=False),
         position_ids=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-        sequence_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        loss_mask=np.concatenate([sample.loss_mask for sample in samples]).astype(np.bool_),
-        rollout_logprobs=np.concatenate([sample.rollout_logprobs for sample in samples]).astype(np.float32),
-        advantages=np.concatenate([sample.advantages for sample in samples]).astype(np.float32),
+        sequence_starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32, copy=False),
+        loss_mask=np.concatenate([sample.loss_mask for sample in samples]).astype(np.bool_, copy=False),
+        rollout_logprobs=np.concatenate([sample.rollout_logprobs for sample in samples]).astype(np.float32, copy=False),
+        advantages=np.concatenate([sample.advantages for sample in samples]).astype(np.float32, copy=False),
         min_policy_versions=np.array([sample.min_policy_version for sample in samples], dtype=np.int32),
     )

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from system.reports.bottleneck import bottleneck
 from system.reports.metrics import PHASES
 
 # Phases that come round in every update pass too quickly for a line of their own.
@@ -32,7 +33,7 @@ SHOWN_METRICS = (
 
 
 class Display:
-    """Phase, update i of N, reward, accuracy, tokens per second, elapsed time and ETA."""
+    """Phase, update i of N, reward, accuracy, tokens per second, elapsed time, ETA, what the last step waited for."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class Display:
         self._policy_version = 0
         self._first_update: tuple[int, float] | None = None  # version and time; the ETA is measured from here
         self._shown: dict[str, str] = {}
+        self._bottleneck = ""
         self._last_line = float("-inf")
         self._has_unshown_update = False
         self._live: Live | None = None
@@ -97,6 +99,7 @@ class Display:
         for name, label, form in SHOWN_METRICS:
             if name in metrics:
                 self._shown[label] = form.format(metrics[name])
+        self._bottleneck = bottleneck(metrics) or self._bottleneck
         self._has_unshown_update = self._live is None
         is_due = time.monotonic() - self._last_line >= self._seconds_between_lines
         if self._live is not None:
@@ -130,6 +133,8 @@ class Display:
             self._has_unshown_update = False
             self._last_line = time.monotonic()
             self._write_line(f"[{_duration(self._elapsed())}] {self._status()}")
+            if self._bottleneck:
+                self._write_line(f"    {self._bottleneck}")
 
     def _status(self) -> str:
         shown = [f"{label} {value}" for label, value in self._shown.items()]
@@ -150,7 +155,8 @@ class Display:
         values = Text("  ").join(
             Text.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in self._shown.items()
         )
-        return Group(head, values, Text(str(self._run_folder), style="dim", overflow="ellipsis", no_wrap=True))
+        folder = Text(str(self._run_folder), style="dim", overflow="ellipsis", no_wrap=True)
+        return Group(head, values, *([Text(self._bottleneck)] if self._bottleneck else []), folder)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._start

@@ -130,6 +130,26 @@ SCORER_METRICS = (
     ),
 )
 
+_SHARES_OF_THE_STEP = {
+    "learner/busy_fraction": "Share of the step in which the learner trained and published.",
+    "wait/worker_fraction": "Share of the step that waited for groups that no rollout worker had room for.",
+    "wait/generation_fraction": "Share of the step that waited for groups that were generated.",
+    "wait/scoring_fraction": "Share of the step that waited for groups that were scored.",
+    "wait/straggler_fraction": "Of these three together: a single group of the batch was missing.",
+    "wait/rescoring_fraction": "Share of the step that waited for scores of newer weights.",
+    "wait/credit_fraction": "Share of the step that waited for credit and packing.",
+    "wait/weight_sync_fraction": "Share of the step that waited for the workers to load weights.",
+    "wait/evaluation_fraction": "Share of the step that waited for an evaluation.",
+    "wait/checkpoint_fraction": "Share of the step that waited for a checkpoint.",
+    "wait/other_fraction": "The rest of the step; with learner/busy_fraction all but the straggler's add up to 1.",
+}
+_USE_OF_A_POOL = {
+    "busy_fraction": "Seconds of serving {} workers with at least one call, over all seconds that they served.",
+    "load_fraction": "Mean load of serving {} workers over the most that one takes.",
+    "call_p50_seconds": "Median time from a call of the {} workers to its answer, the wait for a worker included.",
+    "call_p99_seconds": "99th percentile of the same time of the {} workers.",
+}
+
 RUNTIME_METRICS = (
     MetricDefinition(name="staleness/mean_versions", description="Versions between sampling and training, per group."),
     MetricDefinition(name="staleness/max_versions", description="Largest staleness of the update.", reduction="max"),
@@ -153,6 +173,15 @@ RUNTIME_METRICS = (
             name=f"time/{phase}_seconds", description=f"Time that the update waited for {phase}.", reduction="sum"
         )
         for phase in (START_PHASE, *PHASES)
+    ),
+    *(
+        MetricDefinition(name=name, description=description, depends_on_timing=True)
+        for name, description in _SHARES_OF_THE_STEP.items()
+    ),
+    *(
+        MetricDefinition(name=f"{area}/{name}", description=description.format(workers), depends_on_timing=True)
+        for area, workers in (("rollout", "rollout"), ("reward", "reward"), ("scorer", "scoring"))
+        for name, description in _USE_OF_A_POOL.items()
     ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
     MetricDefinition(

@@ -11,6 +11,7 @@ from pathlib import Path
 from system.algorithms.base import HeatMap, HeatMapFigure
 from system.metrics import MetricSet, MetricTable
 from system.records import Prompt, Sampling, ScoredGroup
+from system.reports.bottleneck import bottleneck
 from system.reports.display import Display
 from system.reports.heat_maps import draw_heat_maps
 from system.reports.metric_history import read_history
@@ -42,6 +43,7 @@ class Reporter:
         self._status_path = run_folder / "status.json"
         self._policy_version = 0
         self._phase = ""
+        self._bottleneck: str | None = None
         self._table = table
         self._tracker = tracker
         self._recorder = recorder
@@ -62,7 +64,12 @@ class Reporter:
             self._start_seconds = time.perf_counter() - self._session_start
         self._phase = name
         self._display.enter_phase(name)
-        status = {"phase": name, "policy_version": self._policy_version, "since": time.time()}
+        status = {
+            "phase": name,
+            "policy_version": self._policy_version,
+            "since": time.time(),
+            "bottleneck": self._bottleneck,
+        }
         # renamed, so that a reader never sees half of it; not synced to disk, because it is worthless after a crash
         temporary = self._status_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(status))
@@ -77,7 +84,8 @@ class Reporter:
         values = metrics.reduce()
         self._warn_of_unknown_tokens(values.get(UNKNOWN_TOKENS, 0.0))
         self._policy_version = policy_version
-        self._tracker.log(values, policy_version=policy_version)
+        self._bottleneck = bottleneck(values) or self._bottleneck
+        self._tracker.log(values, policy_version=policy_version, bottleneck=self._bottleneck)
         if any(name.startswith("eval/pass_at_") for name in values):
             self._show_pass_at_k(policy_version)
         self._recorder.record_groups(groups, policy_version=policy_version)

@@ -53,8 +53,9 @@ def _add_trajectory_metrics(metrics: MetricSet, scored: ScoredGroup, *, credit: 
         metrics.add("completion/length_max_tokens", num_tokens)
         metrics.add("completion/truncated_fraction", float(trajectory.finish_reason == "length"))
         metrics.add("completion/reflection_words_mean", count_reflection_words(trajectory.text))
+        sampled_advantage = advantage[trajectory.is_sampled]
         if num_tokens:
-            metrics.add("advantage/mean_abs", float(np.abs(advantage[trajectory.is_sampled]).mean()), weight=num_tokens)
+            metrics.add("advantage/mean_abs", float(np.abs(sampled_advantage).mean()), weight=num_tokens)
         for term in row:
             metrics.add(f"reward/{term.scorer}_seconds", term.seconds)
             if term.status == "ok":
@@ -63,7 +64,7 @@ def _add_trajectory_metrics(metrics: MetricSet, scored: ScoredGroup, *, credit: 
                     metrics.add("train/accuracy", term.value)
                     if num_tokens:
                         kind = "right" if term.value == 1.0 else "wrong"
-                        metrics.add(f"advantage/{kind}_mean", float(advantage[trajectory.is_sampled].mean()))
+                        metrics.add(f"advantage/{kind}_mean", float(sampled_advantage.mean()))
 
 
 def add_unknown_tokens(metrics: MetricSet, groups: Sequence[ScoredGroup], *, num_known_tokens: int) -> None:

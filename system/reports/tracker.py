@@ -142,10 +142,11 @@ class Tracker:
         """Where the run can be watched; None offline."""
         return self._wandb.url
 
-    def log(self, metrics: Mapping[str, float], *, policy_version: int) -> None:
+    def log(self, metrics: Mapping[str, float], *, policy_version: int, bottleneck: str | None = None) -> None:
         """Writes the reduced metrics of one update. KeyError for a name that is not declared.
 
         Values that depend on the clock go to `timing`, so that `metrics` of two runs with one seed can be compared.
+        `bottleneck` says what the update waited for, in the line and in the summary of the W&B run.
         """
         values = {**metrics, X_AXIS_METRICS["policy_version"]: float(policy_version)}
         if self.num_failures:
@@ -155,9 +156,14 @@ class Tracker:
         for name in sorted(values):
             part = reproducible if self._table.find(name).is_reproducible else timing
             part[name] = float(values[name])
-        self._metrics.append({"policy_version": policy_version, "metrics": reproducible, "timing": timing})
+        line: dict[str, JsonValue] = {"policy_version": policy_version, "metrics": reproducible, "timing": timing}
+        if bottleneck is not None:
+            line["bottleneck"] = bottleneck
+        self._metrics.append(line)
         x_axes = {name: X_AXIS_METRICS[self._table.find(name).x_axis] for name in values}
         self._wandb.log(values, x_axes=x_axes)
+        if bottleneck is not None:
+            self._wandb.summarise("bottleneck", bottleneck)
 
     def log_completions(self, samples: Sequence[CompletionSample], *, policy_version: int) -> None:
         """Adds samples to completions.jsonl and shows them as a table in W&B."""
@@ -228,6 +234,15 @@ class _WandbRun:
             self._send({name: value for name, value in values.items() if finite(value) is not None})
         except WANDB_FAILURES as error:
             self._count_failure("log metrics", error=error)
+
+    def summarise(self, name: str, text: str) -> None:
+        """A text in the summary of the run, in place of an earlier one."""
+        if self._run is None:
+            return
+        try:
+            self._run.summary[name] = text
+        except WANDB_FAILURES as error:
+            self._count_failure("set the summary", error=error)
 
     def log_table(self, samples: Sequence[CompletionSample], *, policy_version: int) -> None:
         if self._run is None:

@@ -16,7 +16,6 @@ soon as the version that they train is published.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from system.data.samples import make_batch_samples
 from system.metrics import MetricSet
 from system.records import OptimizerStep, ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
+from system.runtime.clock import now
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.scoring_state import ReplicaComparison
@@ -42,7 +42,7 @@ class PreparedBatch:
     credit: Credit
     batch: TrainingBatch
     metrics: MetricSet
-    taken_at: float  # perf_counter, when the groups were complete
+    taken_at: float  # clock.now(), when the groups were complete
     rescored_at: float  # and their scores new enough
     remaining: TrainingBatch | None = None  # what the learner does not have yet, with the counts of all; None: all
 
@@ -103,11 +103,11 @@ class BatchPreparation:
             return await self._prepare_in_portions()
         groups = await self._buffer.next_batch()
         self.is_preparing = True
-        taken_at, version = time.perf_counter(), self._buffer.next_batch_version - 1
+        taken_at, version = now(), self._buffer.next_batch_version - 1
         metrics = self._new_metrics()
         groups, version = await self._with_new_scores(groups, version)
         await self._compare_replicas(metrics)
-        rescored_at = time.perf_counter()
+        rescored_at = now()
         credit, samples = await asyncio.to_thread(self._credit, groups)
         if not any(sample.loss_mask.any() for sample in samples):
             self._buffer.discard_batch(groups, reason="no_loss_tokens")
@@ -133,7 +133,7 @@ class BatchPreparation:
         sent: list[tuple[OptimizerStep, ...]] = []  # portions, each by rank
         while True:
             portion = await self._buffer.next_portion(num_groups=size, num_taken=len(groups))
-            taken_at = time.perf_counter()
+            taken_at = now()
             version = await self._buffer.wait_until_next()  # the learner has to be done with the batch before
             portion, version = await self._with_new_scores(portion, version)
             groups += portion

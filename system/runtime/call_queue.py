@@ -21,8 +21,9 @@ class Call:
     arguments: tuple[Any, ...]
     what: str  # for messages
     load: int
-    on_retry: Callable[[str], None] | None
     answer: asyncio.Future[Any]
+    on_start: Callable[[], None] | None = None  # a worker gets it; again for another attempt
+    on_retry: Callable[[str], None] | None = None
     errors: list[str] = field(default_factory=list)  # how its workers died, one an attempt
     is_alone: bool = False  # must not share a worker
 

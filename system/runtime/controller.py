@@ -24,7 +24,6 @@ worker has a deadline.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from system.reports.reporter import Reporter
 from system.runtime.batch_preparation import BatchPreparation, PreparedBatch
 from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.checkpoint_writing import CheckpointWriting
+from system.runtime.clock import now
 from system.runtime.drop_watch import DropWatch
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.flight_recorder import FlightRecorder
@@ -48,6 +48,7 @@ from system.runtime.ordered_thread import OrderedThread
 from system.runtime.pools import Pools
 from system.runtime.run_metrics import add_group_counts, add_sync, add_worker_counts
 from system.runtime.stages import ControllerStages
+from system.runtime.step_waits import StepWaits
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
 from system.weights.manifest import WeightsManifest
@@ -104,7 +105,8 @@ class Controller:
         self._elapsed_seconds = elapsed_seconds
         self._metrics = reporter.new_metrics()
         self._rollout_tasks: set[asyncio.Task[None]] = set()
-        self._last_log_time = self._generating_since = time.perf_counter()
+        self._last_log_time = self._generating_since = now()
+        self._waits = StepWaits(parts.buffer.timeline)
         self._drops = DropWatch(max_in_a_row=config.controller.max_dropped_in_a_row)
         self._preparation = BatchPreparation(
             config=config,
@@ -149,7 +151,7 @@ class Controller:
                     self.outcome.before = await self._evaluate(is_final=True)
                     await self._log(())
                 self._metrics = self._reporter.new_metrics()
-                self._generating_since = time.perf_counter()
+                self._generating_since = now()
                 for group_id in self._parts.buffer.outstanding():
                     self._start_rollout(loops, group_id)
                 background = [
@@ -184,7 +186,11 @@ class Controller:
         prompt = buffer.start_generating(group_id).prompt
         try:
             group = await parts.pools.generate(
-                prompt, group_id=group_id, sampling=self._sampling, on_retry=lambda _: buffer.generate_again(group_id)
+                prompt,
+                group_id=group_id,
+                sampling=self._sampling,
+                on_start=lambda: buffer.worker_has(group_id),
+                on_retry=lambda _: buffer.generate_again(group_id),
             )
             buffer.start_scoring(group_id)
             scored = await parts.scoring.score(group)
@@ -244,24 +250,30 @@ class Controller:
     async def _next_batch(self) -> PreparedBatch | None:
         """The batch of the next update; None when max_seconds are over before there is one."""
         self._enter_phase("rollout")
-        limit, start = self._config.run.max_seconds, time.perf_counter()
-        seconds = None if limit is None else max(0.0, limit - self._elapsed_seconds())
+        limit, start = self._config.run.max_seconds, now()
+        seconds_left = None if limit is None else max(0.0, limit - self._elapsed_seconds())
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds_left):
                 prepared = await self._preparation.next()
         except TimeoutError:
             self.outcome.stopped_by = "max_seconds"
             return None
-        now, self._metrics = time.perf_counter(), prepared.metrics
+        end, self._metrics = now(), prepared.metrics
         # what this loop waited for, in turn; prepared ahead, a batch costs it nothing
         taken, rescored = max(start, prepared.taken_at), max(start, prepared.rescored_at)
         self._metrics.add("time/rollout_seconds", taken - start)
         self._metrics.add("time/rescore_seconds", rescored - taken)
-        self._metrics.add("time/batch_seconds", now - rescored)
+        self._metrics.add("time/batch_seconds", end - rescored)
+        self._waits.add_batch(
+            (group.group_id for group in prepared.groups),
+            start=start, taken_at=prepared.taken_at, rescored_at=prepared.rescored_at, end=end,
+        )  # fmt: skip
         num_tokens = sum(
             trajectory.num_sampled for scored in prepared.groups for trajectory in scored.group.trajectories
         )
-        self._metrics.add("rollout/tokens_per_second", num_tokens / (prepared.taken_at - self._generating_since))
+        seconds = prepared.taken_at - self._generating_since
+        if seconds > 0:
+            self._metrics.add("rollout/tokens_per_second", num_tokens / seconds)
         if self._config.controller.max_staleness:
             self._generating_since = prepared.taken_at
         return prepared
@@ -294,7 +306,7 @@ class Controller:
         self._state = self._run_state()
         if not self._config.controller.max_staleness:
             # since the weights were published, not since a wait began: an evaluation overlaps with the next rollouts
-            self._generating_since = time.perf_counter()
+            self._generating_since = now()
         parts.buffer.version_published(result.policy_version)
         return True
 
@@ -354,14 +366,15 @@ class Controller:
 
     async def _log(self, groups: Sequence[ScoredGroup]) -> None:
         """One tracker call for everything since the last one; waits until the last one is done."""
-        now = time.perf_counter()
-        self._metrics.add("time/step_seconds", now - self._last_log_time)
+        end = now()
+        self._metrics.add("time/step_seconds", end - self._last_log_time)
+        self._waits.end_step(self._metrics, pools=self._parts.pools)
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())
         for seconds in self._checkpoints.take_seconds():
             self._metrics.add("checkpoint/write_seconds", seconds)
-        self._last_log_time = now
+        self._last_log_time = end
         await self._reports.finish()
         self._reports.submit(
             self._reporter.log_update, self.outcome.policy_version, metrics=self._metrics, groups=groups
@@ -376,9 +389,11 @@ class Controller:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         self._enter_phase(name)
-        start = time.perf_counter()
+        start = now()
         yield
-        self._metrics.add(f"time/{name}_seconds", time.perf_counter() - start)
+        seconds = now() - start
+        self._metrics.add(f"time/{name}_seconds", seconds)
+        self._waits.add_phase(name, seconds=seconds)
 
 
 def _is_due(every_updates: int | None, policy_version: int) -> bool:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from system.records import Prompt, ScoredGroup
+from system.runtime.group_timeline import GroupTimeline
 from system.runtime.ledger import Ledger, LedgerState, LedgerTotals
 
 GroupState = Literal["leased", "generating", "scoring", "ready", "training"]
@@ -50,6 +51,7 @@ class GroupRecord:
     leased_at: int  # published policy version at the lease: none of its tokens is older
     state: GroupState = "leased"
     scored: ScoredGroup | None = None
+    min_policy_version: int = -1  # of its tokens, from ready on; kept, because it is read at every change
 
 
 class GroupBuffer:
@@ -85,6 +87,9 @@ class GroupBuffer:
         self._num_trained = 0  # since this object was made: a resumed run may use another prompts_per_step
         self._is_closed = False
         self._changed = asyncio.Event()
+        self.timeline = GroupTimeline()
+        for group_id in self._groups:
+            self.timeline.enter(group_id, "worker")
 
     @property
     def published_version(self) -> int:
@@ -132,25 +137,35 @@ class GroupBuffer:
         record = GroupRecord(group_id=self._last_group_id, prompt=next_prompt(), leased_at=self._published_version)
         self._groups[record.group_id] = record
         self._ledger.count("leased")
+        self.timeline.enter(record.group_id, "worker")
         return record
 
     def start_generating(self, group_id: int) -> GroupRecord:
         return self._move(group_id, "generating", allowed=("leased",))
 
+    def worker_has(self, group_id: int) -> None:
+        """A rollout worker has the group; until then it waits for one."""
+        self._require(group_id, allowed=("generating",), attempted="worker_has")
+        self.timeline.enter(group_id, "generation")
+
     def generate_again(self, group_id: int) -> None:
         """The worker that held the group died; it starts over under the same lease."""
         self._move(group_id, "generating", allowed=("generating",))
         self._ledger.count("regenerated")
+        self.timeline.enter(group_id, "worker")
 
     def start_scoring(self, group_id: int) -> None:
         """The completions are there."""
         self._move(group_id, "scoring", allowed=("generating",))
         self._ledger.count("generated")
+        self.timeline.enter(group_id, "scoring")
 
     def put(self, group: ScoredGroup) -> None:
         """The group can be trained on."""
-        self._move(group.group_id, "ready", allowed=("scoring",)).scored = group
+        record = self._move(group.group_id, "ready", allowed=("scoring",))
+        record.scored, record.min_policy_version = group, group.group.min_policy_version
         self._ledger.count("scored")
+        self.timeline.enter(group.group_id, None)
         self._wake_waiters()
 
     def drop(self, group_id: int, *, reason: str) -> None:
@@ -198,6 +213,7 @@ class GroupBuffer:
             self._require(group.group_id, allowed=("training",), attempted="mark_trained")
             del self._groups[group.group_id]
             self._ledger.count("trained")
+            self.timeline.end(group.group_id, is_trained=True)
         self._num_trained += len(groups)
         self._wake_waiters()
 
@@ -248,6 +264,7 @@ class GroupBuffer:
     def _end(self, group_id: int, *, reason: str) -> None:
         del self._groups[group_id]
         self._ledger.count_dropped(reason)
+        self.timeline.end(group_id, is_trained=False)
         self._wake_waiters()
 
     def _num_free_slots(self) -> int:
@@ -288,8 +305,8 @@ class GroupBuffer:
         # Measured against the version that the batch will train, not the published one: while a step is being
         # trained or published, the next batch may already be taken.
         oldest_allowed = version - self._max_staleness
-        for record, group in self._ready():
-            if group.group.min_policy_version < oldest_allowed:
+        for record, _ in self._ready():
+            if record.min_policy_version < oldest_allowed:
                 self.drop(record.group_id, reason="stale")
 
     async def _wait_until(self, is_fulfilled: Callable[[], bool]) -> None:

@@ -52,7 +52,13 @@ class Pools:
                 loop.cancel()
 
     async def generate(
-        self, prompt: Prompt, *, group_id: int, sampling: Sampling, on_retry: Callable[[str], None] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        group_id: int,
+        sampling: Sampling,
+        on_start: Callable[[], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
     ) -> TrajectoryGroup:
         """One group of completions. Raises PoisonedCallError, PoolExhaustedError."""
         group: TrajectoryGroup = await self.rollouts.call(
@@ -62,6 +68,7 @@ class Pools:
             sampling,
             what=f"generate group {group_id}",
             load=sampling.num_completions,
+            on_start=on_start,
             on_retry=on_retry,
         )
         return group

@@ -28,10 +28,12 @@ import ray
 
 from system.runtime.actor_nodes import Locate
 from system.runtime.call_queue import Call, CallQueue
+from system.runtime.clock import now
 from system.runtime.deadlines import within
 from system.runtime.placement import ActorHandle, shut_down_actors
 from system.runtime.pool_losses import PoolLosses
 from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState, least_useful
+from system.runtime.pool_usage import PoolUsage
 from system.runtime.worker_failures import PoisonedCallError, WorkerDiedError, is_worker_failure
 from system.runtime.worker_start import Admit, WorkerStarts
 
@@ -68,6 +70,7 @@ class WorkerPool:
         self._names = itertools.count()
         self._changed = asyncio.Event()
         self._fault: BaseException | None = None
+        self.usage = PoolUsage(max_load=settings.max_load)
 
     @property
     def num_removed(self) -> int:
@@ -155,19 +158,29 @@ class WorkerPool:
         self._wake_waiters()
 
     async def call(
-        self, method: str, *arguments: Any, what: str, load: int = 1, on_retry: Callable[[str], None] | None = None
+        self,
+        method: str,
+        *arguments: Any,
+        what: str,
+        load: int = 1,
+        on_start: Callable[[], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
     ) -> Any:
         """The answer of the serving worker with the least to do; asked again elsewhere when that one dies.
 
-        `on_retry` hears each death. Raises PoisonedCallError after three, PoolExhaustedError, what the method raises.
+        `on_start` hears of each worker that gets it, `on_retry` of each death. Raises PoisonedCallError after three,
+        PoolExhaustedError, what the method raises.
         """
         self._raise_if_failed()
+        start = now()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.add(
-            Call(method=method, arguments=arguments, what=what, load=load, on_retry=on_retry, answer=answer)
-        )
+        call = Call(method=method, arguments=arguments, what=what, load=load, answer=answer)
+        call.on_start, call.on_retry = on_start, on_retry
+        self._queue.add(call)
         self._dispatch()
-        return await answer
+        result = await answer
+        self.usage.note_answer(seconds=now() - start)
+        return result
 
     async def shutdown(self, *, seconds: float) -> None:
         """Let every worker end its processes, then kill what is left. Never raises on a dead worker."""
@@ -221,12 +234,16 @@ class WorkerPool:
             serving = [member for member in self._workers if member.state is WorkerState.SERVING]
             taken = self._queue.take(serving)
             if taken is None:
-                return
+                break
             member, calls = serving[taken[0]], taken[1]
             member.num_calls += 1
             member.load += sum(call.load for call in calls)
             member.is_reserved = calls[0].is_alone
+            for call in calls:
+                if call.on_start is not None:
+                    call.on_start()
             self._run(self._perform(member, calls))
+        self.usage.note(self._workers)
 
     async def _perform(self, member: PoolMember, calls: list[Call]) -> None:
         asked = asyncio.ensure_future(self._ask(member, calls))

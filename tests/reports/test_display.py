@@ -49,6 +49,20 @@ def test_evaluation_always_gets_a_line_and_stays_on_show() -> None:
     assert [line.count("held-out 0.325") for line in stream.getvalue().splitlines()] == [0, 1, 1]
 
 
+WAITED = {"learner/busy_fraction": 0.4, "wait/checkpoint_fraction": 0.6}
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_what_a_step_waited_for_is_shown_until_the_next_step_says_otherwise(is_terminal: bool) -> None:
+    stream = Terminal() if is_terminal else io.StringIO()
+    with Display(num_updates=2, run_folder=Path("runs/x"), stream=stream, seconds_between_lines=0) as progress:
+        progress.update(1, metrics={**METRICS, **WAITED})
+        progress.update(2, metrics={**METRICS, "learner/busy_fraction": 1.0})
+    shown = stream.getvalue()
+    first, second = "learner waited 60 % for a checkpoint; trained 40 %", "learner trained 100 % of the step"
+    assert 0 < shown.index(first) < shown.index(second)
+
+
 def test_eta_follows_the_pace_of_this_session() -> None:
     progress = Display(num_updates=110, run_folder=Path("runs/x"), stream=io.StringIO())
     progress.update(100, metrics={})

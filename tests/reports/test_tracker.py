@@ -71,6 +71,20 @@ def test_line_keeps_what_depends_on_the_clock_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_line_and_wandb_summary_say_what_the_update_waited_for(tmp_path: Path) -> None:
+    tracker = open_tracker(tmp_path, mode="offline")
+    tracker.log({"reward/mean": 0.5}, policy_version=1, bottleneck="learner waited 41 % for scoring")
+    tracker.close()
+    (record,) = read_json_lines(tmp_path / "metrics.jsonl")
+    assert record["bottleneck"] == "learner waited 41 % for scoring"
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 20.0  # its service writes it on
+    while b"learner waited 41 % for scoring" not in file.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert tracker.num_failures == 0
+
+
 def test_misspelled_metric_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     tracker = open_tracker(tmp_path)
     with pytest.raises(KeyError, match="reward/meen"):
