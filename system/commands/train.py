@@ -7,7 +7,7 @@ before the command returns.
 from __future__ import annotations
 
 import asyncio
-import signal
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +16,15 @@ from pathlib import Path
 
 from system.commands.metrics_reference import RUN_METRICS
 from system.commands.run_inputs import RunInputs, read_inputs
+from system.commands.run_learners import RunLearners
 from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.machine import run_directory
 from system.config.schema import Config
+from system.errors import ClusterLostError
 from system.metrics import MetricTable
 from system.records import Prompt
 from system.reports.display import Display
-from system.reports.recorder import Recorder
+from system.reports.recorder import Recorder, write_json_atomically
 from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
 from system.reports.tracker import Tracker
@@ -31,13 +33,17 @@ from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.learner_group import LearnerGroup
+from system.runtime.learner_recovery import LearnerRecovery, Position
+from system.runtime.learner_restarts import LearnerRestarts
 from system.runtime.ledger import LedgerTotals
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
+from system.runtime.preemption import Preemption
 from system.runtime.session import run_on_ray
 from system.runtime.weight_sync import WeightSync
 
 _SHUTDOWN_SECONDS = 5.0
+CLUSTER_LOST_PHASE = "cluster_lost"  # in status.json: another attempt may go well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +69,28 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
     def elapsed_seconds() -> float:
         return seconds_before + time.perf_counter() - session_start
 
+    preemption = Preemption()
     try:
         stopped_by = run_on_ray(
             config,
             lambda: _train(
-                config, folder=folder, inputs=inputs, session_start=session_start, elapsed_seconds=elapsed_seconds
+                config,
+                folder=folder,
+                inputs=inputs,
+                preemption=preemption,
+                session_start=session_start,
+                elapsed_seconds=elapsed_seconds,
             ),
+            preemption=preemption,
         )
+    except ClusterLostError as error:
+        _note_cluster_loss(folder.path)
+        raise ClusterLostError(f"{error}. {_how_to_continue(folder)}") from error
     finally:
         folder.checkpoints.discard_partial()
     if stopped_by is None:
         return 0
-    print(_how_to_continue(folder, stopped_by=stopped_by), file=sys.stderr)
+    print(f"Stopped by {stopped_by.name}. {_how_to_continue(folder)}", file=sys.stderr)
     return 128 + stopped_by
 
 
@@ -107,6 +123,7 @@ async def _train(
     *,
     folder: RunFolder,
     inputs: RunInputs,
+    preemption: Preemption,
     session_start: float,
     elapsed_seconds: Callable[[], float],
 ) -> None:
@@ -145,6 +162,7 @@ async def _train(
                 folder=folder,
                 inputs=inputs,
                 reporter=reporter,
+                preemption=preemption,
                 elapsed_seconds=elapsed_seconds,
             )
         exit_code = 0
@@ -159,47 +177,54 @@ async def _train_with_actors(
     folder: RunFolder,
     inputs: RunInputs,
     reporter: Reporter,
+    preemption: Preemption,
     elapsed_seconds: Callable[[], float],
 ) -> tuple[Outcome, LedgerTotals]:
-    """Create all actors, run the controller, and take the actors down again however it ends."""
+    """Create all actors, run controllers until one comes to the end, and take the actors down however it ends."""
     placement = Placement(config=config)
-    learner_group = LearnerGroup(
-        actors=placement.create_learner_actors(),
-        config=config.learner,
-        weight_sync=config.weight_sync,
-        scorer=config.scorer,
-        canary_token_ids=inputs.canary_token_ids,
-    )
+    learners = RunLearners(config=config, inputs=inputs, placement=placement, run_folder=folder.path)
     pools = make_pools(config, placement=placement)
+    restarts = LearnerRestarts(max_restarts=config.learner.max_restarts)
+
+    def make_controller(learner_group: LearnerGroup, state: RunState | None) -> Controller:
+        if state is not None:
+            inputs.training_prompts.go_to(state.cursor)
+        parts = _connect(
+            config,
+            folder,
+            inputs=inputs,
+            learner_group=learner_group,
+            pools=pools,
+            state=state,
+            preemption=preemption,
+            restarts=restarts,
+        )
+        return Controller(config=config, parts=parts, reporter=reporter, resumed=state, elapsed_seconds=elapsed_seconds)
+
+    recovery = LearnerRecovery(
+        learners=learners,
+        pools=pools,
+        checkpoints=folder.checkpoints,
+        reporter=reporter,
+        restarts=restarts,
+        make_controller=make_controller,
+        learner_group=learners.create(),
+    )
     try:
         reporter.enter_phase("start")
+        position = Position(checkpoint=folder.resumed_from, state=folder.resumed)
         async with asyncio.TaskGroup() as starts:
-            starts.create_task(_start_learner(learner_group, folder=folder))
+            starts.create_task(learners.start(recovery.learner_group, position))
             starts.create_task(pools.start())
-        parts = _connect(config, folder, inputs=inputs, learner_group=learner_group, pools=pools)
-        controller = Controller(
-            config=config,
-            parts=parts,
-            reporter=reporter,
-            resumed=folder.resumed,
-            elapsed_seconds=elapsed_seconds,
-        )
-        outcome = await controller.run()
+        controller = await recovery.run(position)
         reporter.draw_newest_heat_maps()
-        parts.buffer.drop_all(reason="run_ended")
-        return outcome, parts.buffer.totals()
+        controller.buffer.drop_all(reason="run_ended")
+        return controller.outcome, controller.buffer.totals()
     finally:
         reporter.enter_phase("shutdown")
         await asyncio.gather(
-            learner_group.shutdown(seconds=_SHUTDOWN_SECONDS), pools.shutdown(seconds=_SHUTDOWN_SECONDS)
+            recovery.learner_group.shutdown(seconds=_SHUTDOWN_SECONDS), pools.shutdown(seconds=_SHUTDOWN_SECONDS)
         )
-
-
-async def _start_learner(learner_group: LearnerGroup, *, folder: RunFolder) -> None:
-    await learner_group.check_folder_is_shared(folder.path)
-    await learner_group.start()
-    if folder.resumed is not None and folder.resumed_from is not None:
-        await learner_group.load_checkpoint(folder.resumed_from, policy_version=folder.resumed.policy_version)
 
 
 def _connect(
@@ -209,9 +234,11 @@ def _connect(
     inputs: RunInputs,
     learner_group: LearnerGroup,
     pools: Pools,
+    state: RunState | None,
+    preemption: Preemption,
+    restarts: LearnerRestarts,
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
-    resumed = folder.resumed
     return Parts(
         algorithm=inputs.algorithm,
         learner_group=learner_group,
@@ -226,14 +253,16 @@ def _connect(
         buffer=GroupBuffer(
             prompts_per_step=config.batch.prompts_per_step,
             max_staleness=config.controller.max_staleness,
-            published_version=resumed.policy_version if resumed else 0,
+            published_version=state.policy_version if state else 0,
             num_updates=config.run.num_updates,
-            restored=resumed.ledger if resumed else None,
-            outstanding=resumed.outstanding if resumed else None,
+            restored=state.ledger if state else None,
+            outstanding=state.outstanding if state else None,
         ),
         prompt_source=inputs.training_prompts,
         evaluator=make_evaluator(config, prompts=inputs.held_out_prompts, pools=pools),
         checkpoints=folder.checkpoints,
+        preemption=preemption,
+        restarts=restarts,
     )
 
 
@@ -253,8 +282,13 @@ def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: LedgerTotals, sec
     print(write_summary(folder.path, outcome=outcome, ledger=ledger, seconds=seconds))
 
 
-def _how_to_continue(folder: RunFolder, *, stopped_by: signal.Signals) -> str:
+def _how_to_continue(folder: RunFolder) -> str:
     if not folder.checkpoints.complete():
-        return f"Stopped by {stopped_by.name} before the first checkpoint; {folder.path} holds what was logged."
-    latest = folder.checkpoints.latest().name
-    return f"Stopped by {stopped_by.name}. Continue from {latest}: credence train --resume {folder.path}"
+        return f"There is no checkpoint yet; {folder.path} holds what was logged."
+    return f"Continue from {folder.checkpoints.latest().name}: credence train --resume {folder.path}"
+
+
+def _note_cluster_loss(run_folder: Path) -> None:
+    path = run_folder / "status.json"
+    if path.exists():
+        write_json_atomically(path, json.loads(path.read_text()) | {"phase": CLUSTER_LOST_PHASE})

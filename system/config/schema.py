@@ -27,6 +27,12 @@ class RunConfig:
     max_seconds: float | None = key(
         "Stop cleanly after this many seconds (with summary); null: no limit.", None, above=0
     )
+    grace_seconds: float = key(
+        "After SIGTERM: time to finish the update and to save a checkpoint of what is newer than the last one; "
+        "0: end at once.",
+        30.0,
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +240,17 @@ class LearnerConfig:
         minimum=0,
     )
     step_timeout_seconds: float = key("Deadline for the optimizer steps of one batch.", 600.0, above=0)
+    heartbeat_timeout_seconds: float = key(
+        "A rank that does not answer a ping for so long counts as dead; they come once a second, also in a step.",
+        60.0,
+        above=0,
+    )
+    max_restarts: int = key(
+        "Times that the ranks are started again, from the last checkpoint, after one of them died; one more ends the "
+        "run.",
+        3,
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

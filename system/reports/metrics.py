@@ -154,6 +154,11 @@ RUNTIME_METRICS = (
         )
         for phase in (START_PHASE, *PHASES)
     ),
+    MetricDefinition(
+        name="learner/recovery_seconds",
+        description="From the moment when the loss of a learner rank was noticed to the end of the next update.",
+        reduction="sum",
+    ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
     *_defined(
         "last",
@@ -165,6 +170,8 @@ RUNTIME_METRICS = (
             "ledger/regenerated": "Groups generated again after a worker's death.",
             "ledger/dropped": "Groups dropped since the start.",
             "ledger/in_flight": "Groups on their way.",
+            "ledger/undone": "Groups trained on, undone with a lost learner, and generated again.",
+            "learner/num_restarts": "Restarts of the learner group so far, from the last checkpoint.",
             "ledger/dropped_<reason>": "Dropped groups by reason.",
         },
     ),

@@ -41,8 +41,10 @@ from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_group import LearnerGroup
+from system.runtime.learner_restarts import LearnerRestarts
 from system.runtime.ordered_thread import OrderedThread
 from system.runtime.pools import Pools
+from system.runtime.preemption import Preemption
 from system.runtime.run_metrics import add_group_counts, add_sync, add_worker_counts
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
@@ -62,6 +64,8 @@ class Parts:
     prompt_source: PromptSource
     evaluator: Evaluator
     checkpoints: CheckpointStore
+    preemption: Preemption
+    restarts: LearnerRestarts
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,6 +119,8 @@ class Controller:
         if resumed is not None and resumed.guards is not None:
             self._guards.restore(resumed.guards)
         self._state = self._run_state()
+        self._saved_version = self.outcome.policy_version  # nothing to save before the first update
+        self._unlogged: Sequence[ScoredGroup] | None = None  # groups of an update that is done, until its line is
         self._sampling = Sampling(
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
@@ -141,7 +147,7 @@ class Controller:
                     loops.create_task(self._prompt_loop(loops)),
                     loops.create_task(self._preparation.prepare_loop()),
                 ]
-                await self._train_loop()
+                await self._parts.preemption.run(self._train_loop(), finish=self._save_what_is_new)
                 for task in (*background, *self._rollout_tasks):
                     task.cancel()
                 await self._reports.finish()
@@ -149,6 +155,11 @@ class Controller:
             self._parts.buffer.close()
             self._reports.close()
         return self.outcome
+
+    @property
+    def buffer(self) -> GroupBuffer:
+        """All groups in flight, and the ledger of the others."""
+        return self._parts.buffer
 
     async def _prompt_loop(self, loops: asyncio.TaskGroup) -> None:
         """Lease prompts as long as the buffer grants slots."""
@@ -199,7 +210,9 @@ class Controller:
             prepared = await self._next_batch()
             if prepared is None:
                 break
-            if not await self._train_on(prepared):
+            async with self._parts.preemption.uninterrupted:
+                has_new_weights = await self._train_on(prepared)
+            if not has_new_weights:
                 continue
             if self._is_last():
                 outcome.after = await self._evaluate(is_final=True)
@@ -266,12 +279,13 @@ class Controller:
         await self._synchronise(manifest)
         add_group_counts(self._metrics, parts.buffer)
         add_worker_counts(self._metrics, parts.pools)
+        parts.restarts.add_metrics(self._metrics)
         if parts.pools.scoring is not None:
             self._metrics.add("scorer/num_scored_again", parts.scoring.num_scored_again)
         self._metrics.add("batch/num_skipped_prompts", parts.prompt_source.num_skipped)
         self._watch_for_hacking()
         # before the next step's groups are leased: a synchronous checkpoint so has nothing in flight
-        self._state = self._run_state()
+        self._state, self._unlogged = self._run_state(), prepared.groups
         if not self._config.controller.max_staleness:
             # since the weights were published, not since a wait began: an evaluation overlaps with the next rollouts
             self._generating_since = time.perf_counter()
@@ -315,10 +329,19 @@ class Controller:
     async def _save_checkpoint(self) -> None:
         """Learner, exported policy and run state, all of the same policy version."""
         parts, version = self._parts, self.outcome.policy_version
-        with self._phase("checkpoint"):
-            directory = parts.checkpoints.partial_directory(version)
-            written = await parts.learner_group.save_checkpoint(directory)
-            await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
+        async with parts.preemption.uninterrupted:
+            with self._phase("checkpoint"):
+                directory = parts.checkpoints.partial_directory(version)
+                written = await parts.learner_group.save_checkpoint(directory)
+                await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
+            self._saved_version = version
+
+    async def _save_what_is_new(self) -> None:
+        """Before an early end: the line and the checkpoint of the last update."""
+        if self._unlogged is not None:
+            await self._log(self._unlogged)
+        if self.outcome.policy_version > self._saved_version:
+            await self._save_checkpoint()
 
     def _run_state(self) -> RunState:
         return RunState(
@@ -339,7 +362,7 @@ class Controller:
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())
-        self._last_log_time = now
+        self._last_log_time, self._unlogged = now, None
         await self._reports.finish()
         self._reports.submit(
             self._reporter.log_update, self.outcome.policy_version, metrics=self._metrics, groups=groups
