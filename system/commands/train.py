@@ -7,7 +7,6 @@ before the command returns.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,13 +17,13 @@ from system.commands.metrics_reference import RUN_METRICS
 from system.commands.run_inputs import RunInputs, read_inputs
 from system.commands.run_learners import RunLearners
 from system.config.load import dump_yaml, split_resume, to_dict
-from system.config.machine import run_directory
+from system.config.machine import free_run_folder
 from system.config.schema import Config
 from system.errors import ClusterLostError
 from system.metrics import MetricTable
 from system.records import Prompt
 from system.reports.display import Display
-from system.reports.recorder import Recorder, write_json_atomically
+from system.reports.recorder import Recorder
 from system.reports.reporter import Reporter
 from system.reports.summary import write_summary
 from system.reports.tracker import Tracker
@@ -39,11 +38,11 @@ from system.runtime.ledger import LedgerTotals
 from system.runtime.placement import Placement
 from system.runtime.pools import Pools, make_pools
 from system.runtime.preemption import Preemption
+from system.runtime.run_phases import note_cluster_loss
 from system.runtime.session import run_on_ray
 from system.runtime.weight_sync import WeightSync
 
 _SHUTDOWN_SECONDS = 5.0
-CLUSTER_LOST_PHASE = "cluster_lost"  # in status.json: another attempt may go well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +83,7 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
             preemption=preemption,
         )
     except ClusterLostError as error:
-        _note_cluster_loss(folder.path)
+        note_cluster_loss(folder.path)
         raise ClusterLostError(f"{error}. {_how_to_continue(folder)}") from error
     finally:
         folder.checkpoints.discard_partial()
@@ -108,11 +107,7 @@ def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
         for newer in checkpoints.set_newer_aside(checkpoint):
             print(f"{newer.name} belongs to another continuation: set aside as {newer.name}.superseded")
         return RunFolder(path=path, checkpoints=checkpoints, resumed_from=checkpoint, resumed=state)
-    wanted = run_directory(config.run) / config.run.name
-    path, number = wanted, 1
-    while path.exists():
-        number += 1
-        path = wanted.with_name(f"{wanted.name}-{number}")
+    path = free_run_folder(config.run)
     return RunFolder(
         path=path, checkpoints=CheckpointStore(path, keep=config.checkpoint.keep), resumed_from=None, resumed=None
     )
@@ -286,9 +281,3 @@ def _how_to_continue(folder: RunFolder) -> str:
     if not folder.checkpoints.complete():
         return f"There is no checkpoint yet; {folder.path} holds what was logged."
     return f"Continue from {folder.checkpoints.latest().name}: credence train --resume {folder.path}"
-
-
-def _note_cluster_loss(run_folder: Path) -> None:
-    path = run_folder / "status.json"
-    if path.exists():
-        write_json_atomically(path, json.loads(path.read_text()) | {"phase": CLUSTER_LOST_PHASE})

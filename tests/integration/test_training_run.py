@@ -131,6 +131,36 @@ def test_a_learner_rank_killed_in_mid_step_is_replaced_and_the_metrics_are_those
     _require_gone(family)
 
 
+def test_a_killed_driver_and_a_lost_cluster_are_retried_and_the_metrics_are_those_of_the_undisturbed_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small"
+    with started([*command(tmp_path), "--retries", "2"], log=tmp_path / "log") as process:
+        wait_for_phase(folder, "train", process=process, at_least=2)
+        first = processes_of(process.pid)[1:]
+        _driver_of(process.pid).kill()
+        second_driver = _next_driver(process.pid, former=first)
+        assert alive(first) == []
+        wait_for_phase(folder, "rollout", process=process, at_least=2)
+        second = processes_of(process.pid)[1:]
+        [control_service] = [child for child in second if child.name() == "gcs_server"]
+        lost = time.monotonic()
+        control_service.kill()
+        second_driver.wait(45)
+        seconds = time.monotonic() - lost
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
+
+    log = (tmp_path / "log").read_text()
+    assert f"the run ended by SIGKILL; attempt 2 of at most 3: credence train --resume {folder}" in log
+    assert re.search(
+        r"^credence: Ray's control service .* Continue from update_000002: credence train --resume", log, re.M
+    )
+    assert f"the run ended by exit code 2; attempt 3 of at most 3: credence train --resume {folder}" in log
+    assert seconds < 45.0
+    assert metric_lines(folder) == metric_lines(undisturbed)
+    _require_gone([*first, *second])
+
+
 def test_rollouts_one_version_ahead_stay_within_the_bound(tmp_path: Path) -> None:
     require_success(run(command(tmp_path, controller__max_staleness=1, run__num_updates=6)))
 
@@ -139,6 +169,22 @@ def test_rollouts_one_version_ahead_stay_within_the_bound(tmp_path: Path) -> Non
     assert values["ledger"]["trained"] == 6 * 8
     staleness = [line["metrics"].get("staleness/max_versions", 0) for line in metric_lines(tmp_path / "small")]
     assert max(staleness) == 1
+
+
+def _driver_of(supervisor: int) -> psutil.Process:
+    [driver] = psutil.Process(supervisor).children()
+    return driver
+
+
+def _next_driver(supervisor: int, *, former: list[psutil.Process]) -> psutil.Process:
+    """The driver of the next attempt, as soon as the supervisor has no other child."""
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        children = psutil.Process(supervisor).children()
+        if len(children) == 1 and children[0] not in former:
+            return children[0]
+        time.sleep(0.05)
+    raise AssertionError("there is no next attempt")
 
 
 def _named(family: list[psutil.Process], name: str) -> list[psutil.Process]:
