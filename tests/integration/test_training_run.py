@@ -141,7 +141,7 @@ def test_a_killed_driver_and_a_lost_cluster_are_retried_and_the_metrics_are_thos
         _driver_of(process.pid).kill()
         second_driver = _next_driver(process.pid, former=first)
         assert alive(first) == []
-        wait_for_phase(folder, "rollout", process=process, at_least=2)
+        wait_for_phase(folder, "start", process=process)
         second = processes_of(process.pid)[1:]
         [control_service] = [child for child in second if child.name() == "gcs_server"]
         lost = time.monotonic()
