@@ -29,6 +29,7 @@ from system.config.load import split_resume
 from system.config.machine import free_run_folder
 from system.config.schema import RunConfig
 from system.runtime.checkpoint import CheckpointStore
+from system.runtime.process_family import children_of, kill
 from system.runtime.run_phases import CLUSTER_LOST_PHASE
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -144,24 +145,10 @@ def _adopt_orphans() -> None:
 def _end_orphans(*, seconds: float) -> None:
     """Wait until what the child left has ended, and kill what has not by then."""
     deadline = time.monotonic() + seconds
-    while (children := _children()) and time.monotonic() < deadline + seconds:
+    while (children := children_of(os.getpid())) and time.monotonic() < deadline + seconds:
         if time.monotonic() > deadline:
-            for child in children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+            kill(children)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         time.sleep(0.05)
-
-
-def _children() -> list[int]:
-    """Of this process, ended ones that nobody waited for among them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # the name of a program, in parentheses, may hold anything
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[1]) == os.getpid():
-                found.append(int(path.parent.name))
-    return found

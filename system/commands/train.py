@@ -68,6 +68,10 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
     def elapsed_seconds() -> float:
         return seconds_before + time.perf_counter() - session_start
 
+    def last_words(error: ClusterLostError) -> str:
+        note_cluster_loss(folder.path)
+        return f"{error}. {_how_to_continue(folder)}"
+
     preemption = Preemption()
     try:
         stopped_by = run_on_ray(
@@ -81,10 +85,10 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
                 elapsed_seconds=elapsed_seconds,
             ),
             preemption=preemption,
+            last_words=last_words,
         )
     except ClusterLostError as error:
-        note_cluster_loss(folder.path)
-        raise ClusterLostError(f"{error}. {_how_to_continue(folder)}") from error
+        raise ClusterLostError(last_words(error)) from error
     finally:
         folder.checkpoints.discard_partial()
     if stopped_by is None:

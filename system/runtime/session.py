@@ -5,8 +5,10 @@ Used by `credence train` and `credence evaluate`.
 
 import asyncio
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,10 +16,13 @@ import ray
 
 from system.config.machine import joins_cluster
 from system.config.schema import Config
-from system.errors import first_error
+from system.errors import ClusterLostError, first_error
 from system.runtime.cluster_watch import watch_cluster
 from system.runtime.placement import check_cluster_holds, start_ray
 from system.runtime.preemption import Preemption
+from system.runtime.process_family import descendants_of, kill
+
+_LAST_SECONDS = 15.0  # for an orderly end without a cluster, whose calls may wait for it for ever
 
 
 class TerminatedError(BaseException):
@@ -25,13 +30,18 @@ class TerminatedError(BaseException):
 
 
 def run_on_ray(
-    config: Config, work: Callable[[], Coroutine[Any, Any, None]], *, preemption: Preemption | None = None
+    config: Config,
+    work: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    preemption: Preemption | None = None,
+    last_words: Callable[[ClusterLostError], str] = str,
 ) -> signal.Signals | None:
     """Run `work` to its end and return None, or the signal that stopped it.
 
     SIGINT cancels `work`, which takes its actors down; then Ray goes too. SIGTERM does the same, after at most
     run.grace_seconds for what `preemption` can finish; a second signal ends that at once. Of errors that came together
-    the first one is raised; ClusterLostError when Ray itself broke down.
+    the first one is raised; ClusterLostError when Ray itself broke down. Where that hinders an orderly end, the process
+    ends with exit code 2 and `last_words` as its line.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with it ignored
@@ -39,7 +49,7 @@ def run_on_ray(
         start_ray(config)
         signal.signal(signal.SIGTERM, _raise_terminated)  # ray.init installs a handler of its own
         check_cluster_holds(config)
-        return asyncio.run(_run(config, work, preemption=preemption or Preemption()))
+        return asyncio.run(_run(config, work, preemption=preemption or Preemption(), last_words=last_words))
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     except KeyboardInterrupt:
@@ -53,7 +63,11 @@ def run_on_ray(
 
 
 async def _run(
-    config: Config, work: Callable[[], Coroutine[Any, Any, None]], *, preemption: Preemption
+    config: Config,
+    work: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    preemption: Preemption,
+    last_words: Callable[[ClusterLostError], str],
 ) -> signal.Signals | None:
     task = asyncio.create_task(work())
     stop = _Stop(task, preemption=preemption, grace_seconds=config.run.grace_seconds)
@@ -64,6 +78,7 @@ async def _run(
     try:
         await asyncio.wait((task, watching), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            _end_hard_later(watching.exception(), last_words=last_words)
             task.cancel()  # nothing can be saved any more; processes that still answer are ended
             await asyncio.wait((task,))
             watching.result()
@@ -74,6 +89,20 @@ async def _run(
     finally:
         watching.cancel()
     return stop.received[0] if stop.received else None
+
+
+def _end_hard_later(error: BaseException | None, *, last_words: Callable[[ClusterLostError], str]) -> None:
+    """End this process and all that came from it when it is still there in a while. Needs nothing of Ray."""
+
+    def end() -> None:
+        if isinstance(error, ClusterLostError):
+            print(f"credence: {last_words(error)}", file=sys.stderr, flush=True)
+        kill(descendants_of(os.getpid()))
+        os._exit(2)
+
+    timer = threading.Timer(_LAST_SECONDS, end)
+    timer.daemon = True
+    timer.start()
 
 
 class _Stop:
