@@ -343,6 +343,7 @@ class FakeRun:
         return controller
 
     def _make_controller(self, learner_group: Any, state: RunState | None) -> Controller:
+        assert not any(pool.num_calls_in_flight for pool in self.pools.all()), "calls of a former learner are left"
         if state is not None:
             self.prompts.go_to(state.cursor)
         self.buffer = GroupBuffer(
