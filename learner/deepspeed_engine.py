@@ -72,13 +72,35 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss * self._num_ranks)
 
-    def step(self, *, learning_rate: float) -> float | None:
-        """Clips, updates the parameters, clears the gradients. Returns the global norm before clipping.
+    def step(self, *, learning_rate: float, divisor: float = 1.0) -> float | None:
+        """Divides the gradient, clips, updates the parameters, clears the gradients. Returns the norm before clipping.
 
-        None: the norm is NaN or infinite, so that nothing but the gradients was changed, on no rank.
+        The norm is that of all ranks, after the division. None: it is NaN or infinite, so that nothing but the
+        gradients was changed, on no rank.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if divisor != 1.0:
+            with self._divided_by(divisor):
+                return self._apply()
+        return self._apply()
+
+    @contextmanager
+    def _divided_by(self, divisor: float) -> Iterator[None]:
+        """While it lasts, the optimizer takes the gradient for `divisor` times what it is."""
+        if self._config.zero_stage == 0:
+            gradients = [parameter.grad for parameter in self._engine.module.parameters() if parameter.grad is not None]
+            torch._foreach_div_(gradients, divisor)
+            yield
+            return
+        optimizer = self._engine.optimizer
+        optimizer.loss_scale = divisor  # ZeRO divides by it where it clips, in the gradients' own precision
+        try:
+            yield
+        finally:
+            optimizer.loss_scale = 1.0
+
+    def _apply(self) -> float | None:
         norm_before_clipping = self._plain_gradient_norm()
         if norm_before_clipping is None:
             self._engine.step()  # checks the norm over all ranks itself

@@ -69,6 +69,7 @@ class Learner:
         self._policy_version = 0
         self._num_skipped_in_a_row = 0
         self._num_skipped_since_version = 0
+        self._accumulated: _Accumulated | None = None  # of the batch that is arriving in portions
 
     @property
     def policy_version(self) -> int:
@@ -105,34 +106,56 @@ class Learner:
         the version stays. Metrics are global and equal on all ranks. Raises GradientError after
         learner.max_skipped_steps skipped steps in a row.
         """
-        statistics = StepStatistics(device=self._engine.device)
-        clock = StepClock(self._engine.synchronise)
+        before, self._accumulated = self._accumulated, None
+        batch = before or _Accumulated(self._engine)
+        divisor = 1.0 if before is None else self._divisor(steps)
         norms = []
         for number, step in enumerate(steps):
-            for position, micro_batch in enumerate(step.micro_batches, start=1):
-                with clock.phase("forward"):
-                    loss = self._share_of_loss(micro_batch, step=step, statistics=statistics)
-                with clock.phase("backward"):
-                    self._engine.backward(loss, is_last=position == len(step.micro_batches))
+            self._add_gradients(step, to=batch, is_whole=before is None, is_last=True)
             learning_rate = self._learning_rate(number)
-            with clock.phase("optimizer"):
-                norms.append(self._engine.step(learning_rate=learning_rate))
+            with batch.clock.phase("optimizer"):
+                norms.append(self._engine.step(learning_rate=learning_rate, divisor=divisor))
             self._count_skipped(norms[-1])
         self._num_skipped_since_version += norms.count(None)
         has_new_weights = any(norm is not None for norm in norms)
         self._policy_version += has_new_weights
         metrics = step_metrics(
-            self._engine.gather_rows(statistics.row(seconds=clock.seconds())),
+            self._engine.gather_rows(batch.statistics.row(seconds=batch.clock.seconds())),
+            loss_divisor=divisor * len(norms),
             learning_rate=learning_rate,
             gradient_norms=norms,
             num_skipped=self._num_skipped_since_version,
             num_sequences=sum(step.num_sequences for step in steps),
-            num_microbatches=sum(len(step.micro_batches) for step in steps),
+            num_microbatches=batch.num_microbatches,
             has_reference=self._reference is not None,
         )
         if has_new_weights:
             self._num_skipped_since_version = 0
         return StepResult(policy_version=self._policy_version, has_new_weights=has_new_weights, metrics=metrics)
+
+    def accumulate(self, step: OptimizerStep) -> None:
+        """This rank's part of the gradient of one portion of a batch; `train_step` gets the last portion.
+
+        The denominators of a batch that is still arriving are not known: `train_step` divides by them at the end.
+        """
+        if self._accumulated is None:
+            self._accumulated = _Accumulated(self._engine)
+        self._add_gradients(step, to=self._accumulated, is_whole=False, is_last=False)
+
+    def _add_gradients(self, step: OptimizerStep, *, to: _Accumulated, is_whole: bool, is_last: bool) -> None:
+        """Forward and backward; `is_whole`: the step's denominators are known, `is_last`: it is complete."""
+        denominators = (step.num_loss_tokens, step.num_sequences) if is_whole else (1, 1)
+        for position, micro_batch in enumerate(step.micro_batches, start=1):
+            with to.clock.phase("forward"):
+                loss = self._share_of_loss(micro_batch, denominators=denominators, statistics=to.statistics)
+            with to.clock.phase("backward"):
+                self._engine.backward(loss, is_last=is_last and position == len(step.micro_batches))
+        to.num_microbatches += len(step.micro_batches)
+
+    def _divisor(self, steps: Sequence[OptimizerStep]) -> float:
+        """What the gradient of a batch that came in portions is divided by; the last portion has the whole's counts."""
+        (last,) = steps
+        return float(last.num_loss_tokens if self._loss_config.denominator == "token_mean" else last.num_sequences)
 
     def _learning_rate(self, number: int) -> float:
         """Of optimizer step `number` of the batch."""
@@ -154,9 +177,12 @@ class Learner:
             )
 
     def _share_of_loss(
-        self, micro_batch: PackedMicroBatch, *, step: OptimizerStep, statistics: StepStatistics
+        self, micro_batch: PackedMicroBatch, *, denominators: tuple[int, int], statistics: StepStatistics
     ) -> Tensor:
-        """This micro-batch's share of the step's loss: sum_t w_t (loss_t + kl_t - entropy bonus_t)."""
+        """This micro-batch's share of the step's loss: sum_t w_t (loss_t + kl_t - entropy bonus_t).
+
+        `denominators`: loss tokens and sequences of the step.
+        """
         inputs = PackedInputs(micro_batch, device=self._engine.device)
         current = inputs.forward(self._engine.module, temperature=self._temperature)
         require_finite(current, what=f"learner rank {self._rank}, policy version {self._policy_version}")
@@ -182,8 +208,8 @@ class Learner:
             inputs.loss_mask,
             sequence_starts=inputs.sequence_starts,
             denominator=self._loss_config.denominator,
-            num_loss_tokens=step.num_loss_tokens,
-            num_sequences=step.num_sequences,
+            num_loss_tokens=denominators[0],
+            num_sequences=denominators[1],
             constant_length=self._loss_config.constant_length,
         )
         loss = weighted_sum(token_loss, weights=weights[inputs.loss_index])
@@ -247,6 +273,15 @@ class Learner:
             zero_stage=self._config.zero_stage,
             dtype=self._config.dtype,
         )
+
+
+class _Accumulated:
+    """What has been added up of a batch: its gradient is in the engine, the rest is here."""
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self.statistics = StepStatistics(device=engine.device)
+        self.clock = StepClock(engine.synchronise)
+        self.num_microbatches = 0
 
 
 class PackedInputs:

@@ -174,6 +174,7 @@ class StepStatistics:
 def step_metrics(
     rows: Tensor,
     *,
+    loss_divisor: float,
     learning_rate: float,
     gradient_norms: Sequence[float | None],
     num_skipped: int,
@@ -183,15 +184,16 @@ def step_metrics(
 ) -> tuple[Metric, ...]:
     """Metrics of the whole batch from all ranks' rows [num_ranks, K]; token means over the global loss tokens.
 
-    `gradient_norms` by optimizer step, None where it was skipped; `num_skipped` counts batches before that were
-    skipped whole as well. What is not finite then, is left out.
+    `loss_divisor`: optimizer steps, times the denominator that the losses do not contain yet. `gradient_norms` by
+    optimizer step, None where it was skipped; `num_skipped` counts batches before that were skipped whole as well.
+    What is not finite then, is left out.
     """
     sums = dict(zip(_SUMS, rows[:, : len(_SUMS)].sum(dim=0).tolist(), strict=True))
     maxima = dict(zip(_MAXIMA, rows[:, len(_SUMS) :].amax(dim=0).tolist(), strict=True))
     num_tokens = sums["loss_tokens"]
     norms = [norm for norm in gradient_norms if norm is not None]
     values = {
-        "loss": sums["loss"] / len(gradient_norms),
+        "loss": sums["loss"] / loss_divisor,
         "entropy_nats": sums["entropy"] / num_tokens,
         "self_certainty_nats": sums["self_certainty"] / num_tokens,
         "mismatch_kl_nats": sums["mismatch_kl"] / num_tokens,

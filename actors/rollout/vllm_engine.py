@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from actors.rollout.engine_log import EngineLog
+from system.config.schema import OnNewWeights
 from system.errors import ConfigError, CredenceError, DeadlineError, EngineFailedError, WeightSyncError
 from system.records import Sampling
 from system.rollouts.rollouter import SampledTokens
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 _LIVENESS_SECONDS = 1.0
 _CONTROL_SECONDS = 60.0  # pause, resume and the like: they wait for one engine step at most
 _SHUTDOWN_SECONDS = 5.0  # then the engine's processes are killed
+_FORGETTING_SCHEDULERS = {
+    "cpu": "actors.rollout.vllm_scheduler.PrefixForgettingScheduler",
+    "cuda": "actors.rollout.vllm_scheduler.PrefixForgettingAsyncScheduler",
+}
 
 Result = TypeVar("Result")
 
@@ -54,6 +59,8 @@ class EngineSettings:
     num_threads: int  # CPU threads of one engine process
     seed: int
     start_timeout_seconds: float
+    group_timeout_seconds: float  # a group that runs ends by then
+    on_new_weights: OnNewWeights
     worker_extension: str = "actors.rollout.vllm_weight_receiver.WeightReceiverExtension"
 
 
@@ -87,6 +94,7 @@ def engine_arguments(settings: EngineSettings) -> "AsyncEngineArgs":
     from actors.rollout.vllm_weight_receiver import BACKEND_NAME
 
     on_cpu = settings.device == "cpu"
+    keeps = settings.on_new_weights == "keep"
     return AsyncEngineArgs(
         model=settings.model_path,
         revision=settings.revision,
@@ -108,6 +116,8 @@ def engine_arguments(settings: EngineSettings) -> "AsyncEngineArgs":
         logprobs_mode="processed_logprobs",
         disable_log_stats=True,
         enable_log_requests=False,
+        scheduler_cls=_FORGETTING_SCHEDULERS[settings.device] if keeps else None,
+        async_scheduling=True if keeps and not on_cpu else None,  # what vLLM itself chooses there
         weight_transfer_config=WeightTransferConfig(backend=BACKEND_NAME),
         worker_extension_cls=settings.worker_extension,
         use_tqdm_on_load=False,
@@ -122,6 +132,7 @@ class VLLMEngine:
         self._log = EngineLog()  # from here on: what a former engine of this process wrote is no cause
         self._settings = settings
         self._num_requests = 0
+        self._cache_salt = 0  # requests share keys and values with those of the same salt only
         self._proof = HeldProof()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._liveness_task = asyncio.create_task(self._liveness_loop())
@@ -208,9 +219,11 @@ class VLLMEngine:
     async def receive_broadcast(self, manifest: WeightsManifest, *, timeout_seconds: float) -> float:
         """Pause, take part in one broadcast, load, resume; returns the seconds of the pause.
 
-        Requests in flight are kept: their keys and values are dropped and computed again under the
-        new weights, so that every later token is drawn from the new policy alone. The prefix cache
-        is dropped as well. After a WeightSyncError the engine stays paused until `load_staged` has repaired it.
+        What becomes of requests in flight is rollout.on_new_weights. recompute: their keys and values are dropped
+        and computed again, so that every later token is drawn from the new policy alone; keep: they go on with the
+        keys that they have; finish: the pause begins when they have ended. No request that starts later reads a
+        key of old weights: the prefix cache is dropped in all three. After a WeightSyncError the engine stays paused
+        until `load_staged` has repaired it.
         """
         return await self._update(manifest, staged_at=None, timeout_seconds=timeout_seconds)
 
@@ -227,21 +240,37 @@ class VLLMEngine:
 
         what = f"receive weights of policy version {manifest.policy_version}"
         seconds = timeout_seconds + _CONTROL_SECONDS
-        start = time.monotonic()
         request = WeightTransferUpdateRequest(update_info={"manifest": to_plain(manifest), "staged_at": staged_at})
         try:
-            await self._control(self._llm.pause_generation(mode="keep", clear_cache=True), what=what, seconds=seconds)
+            start = await self._pause(what=what)
             await self._control(self._llm.start_weight_update(), what=what, seconds=seconds)
             await self._control(self._llm.update_weights(request), what=what, seconds=seconds)
             finish = self._llm.finish_weight_update(weight_version=str(manifest.policy_version))
             await self._control(finish, what=what, seconds=seconds)
             received = await self._control(self._llm.collective_rpc("received_weights"), what=what, seconds=seconds)
             _check_received(received, manifest)
+            if self._settings.on_new_weights == "keep":
+                await self._control(self._llm.reset_prefix_cache(), what=what, seconds=seconds)
+            self._cache_salt += 1
             await self._control(self._llm.resume_generation(), what=what, seconds=seconds)
         except (DeadlineError, asyncio.CancelledError) as error:
             self._fail(f"a weight update broke off: {error}")
             raise
         return time.monotonic() - start
+
+    async def _pause(self, *, what: str) -> float:
+        """Stop generation as rollout.on_new_weights wants it; the time when it began to stand still."""
+        # one of its own for what comes while the engine pauses: it may run under either weights
+        self._cache_salt += 1
+        start = time.monotonic()
+        if self._settings.on_new_weights == "finish":
+            wait = self._llm.pause_generation(mode="wait", clear_cache=True)
+            await self._control(wait, what=what, seconds=self._settings.group_timeout_seconds + _CONTROL_SECONDS)
+        else:
+            clears = self._settings.on_new_weights == "recompute"
+            keep = self._llm.pause_generation(mode="keep", clear_cache=clears)
+            await self._control(keep, what=what, seconds=_CONTROL_SECONDS)
+        return start
 
     async def proved_fraction(self, manifest: WeightsManifest) -> float:
         """Share of the snapshot's bytes that the engine's processes hold as they should; see system/weights/held.py.
@@ -273,7 +302,7 @@ class VLLMEngine:
         from vllm.inputs import TokensPrompt
 
         self._num_requests += 1
-        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        prompt = TokensPrompt(prompt_token_ids=token_ids, cache_salt=str(self._cache_salt))
         return await self._or_failure(self._final_output(prompt, params, str(self._num_requests)))
 
     async def _final_output(self, prompt: Any, params: "SamplingParams", request_id: str) -> "RequestOutput":

@@ -74,6 +74,8 @@ class RolloutWorker:
             num_threads=max(1, int(config.cpus_per_worker)),
             seed=run_seed,
             start_timeout_seconds=config.start_timeout_seconds,
+            group_timeout_seconds=config.group_timeout_seconds,
+            on_new_weights=config.on_new_weights,
         )
 
     @property

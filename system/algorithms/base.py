@@ -95,6 +95,11 @@ class Algorithm:
         """Raises ConfigError for what the configuration asks of this algorithm in vain."""
 
     @classmethod
+    def credits_groups_alone(cls, options: Any) -> bool:
+        """Whether a group's advantages are the same whatever else is in the batch (batch.portions needs it)."""
+        return False
+
+    @classmethod
     def evidence(cls, options: Any) -> Evidence | None:
         """What is asked of each group beside its reward terms."""
         return None

@@ -55,6 +55,10 @@ class Grpo(Algorithm):
                 fix="remove it, or algorithm.options.deviation=batch",
             )
 
+    @classmethod
+    def credits_groups_alone(cls, options: Any) -> bool:
+        return bool(options.deviation != "batch")
+
     def refusal(self, group: ScoredGroup) -> str | None:
         reason = super().refusal(group)
         if reason is None and self._options.drop_without_spread:

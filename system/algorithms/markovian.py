@@ -48,6 +48,10 @@ class Markovian(Algorithm):
     def check(cls, options: Any, *, weights: Mapping[str, float], normalise_terms: bool, task_name: str) -> None:
         require_verdict_alone(weights)
 
+    @classmethod
+    def credits_groups_alone(cls, options: Any) -> bool:
+        return True
+
     def credit(self, groups: Sequence[ScoredGroup]) -> Credit:
         """Raises ValueError for a trajectory whose text has another length than its sampled tokens."""
         return Credit(groups=tuple(self._credit_group(group) for group in groups))

@@ -4,6 +4,7 @@ Source: Ahmadian et al., Back to Basics, arXiv 2402.14740, equation 9 (REINFORCE
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from system.algorithms.advantages import group_advantages
 from system.algorithms.base import Algorithm, Credit, credit_by_trajectory
@@ -12,6 +13,10 @@ from system.records import ScoredGroup
 
 class Rloo(Algorithm):
     """A_i = r_i - (1 / (n - 1)) sum_{j != i} r_j, over the n valid members of a group."""
+
+    @classmethod
+    def credits_groups_alone(cls, options: Any) -> bool:
+        return True
 
     def credit(self, groups: Sequence[ScoredGroup]) -> Credit:
         rewards = [self.rewards(group) for group in groups]

@@ -64,8 +64,16 @@ def check_algorithm(config: Config) -> None:
             "completions of a prompt",
             fix="e.g. batch.completions_per_prompt=8",
         )
+    options = algorithm_options(config.algorithm)
+    if config.batch.portions > 1 and not algorithm.credits_groups_alone(options):
+        raise ConfigError(
+            "batch.portions",
+            given=config.batch.portions,
+            expected=f"1: algorithm.name={config.algorithm.name}, with its options, compares the groups of a batch",
+            fix="batch.portions=1, or an algorithm that credits each group alone",
+        )
     algorithm.check(
-        algorithm_options(config.algorithm),
+        options,
         weights=reward_weights(config.reward),
         normalise_terms=config.reward.normalise_terms,
         task_name=config.task.name,

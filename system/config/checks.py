@@ -114,6 +114,8 @@ def check_batch(config: Config) -> None:
             expected=f"at most {samples // ranks}, so that each step has a completion for each of the {ranks} ranks",
             fix="lower it, or raise batch.prompts_per_step",
         )
+    if batch.portions > 1:
+        check_portions(config)
     longest = config.rollout.max_prompt_tokens + config.rollout.max_completion_tokens
     if batch.tokens_per_microbatch < longest:
         raise ConfigError(
@@ -121,6 +123,31 @@ def check_batch(config: Config) -> None:
             given=batch.tokens_per_microbatch,
             expected=f"at least {longest} = rollout.max_prompt_tokens + rollout.max_completion_tokens, one sequence",
             fix=f"batch.tokens_per_microbatch={longest}, or shorter completions",
+        )
+
+
+def check_portions(config: Config) -> None:
+    batch = config.batch
+    if batch.portions > batch.prompts_per_step:
+        raise ConfigError(
+            "batch.portions",
+            given=batch.portions,
+            expected=f"at most batch.prompts_per_step={batch.prompts_per_step}",
+            fix="lower it",
+        )
+    if batch.optimizer_steps > 1:
+        raise ConfigError(
+            "batch.portions",
+            given=batch.portions,
+            expected="1 with batch.optimizer_steps above 1: the portions of a batch are one gradient",
+            fix="batch.portions=1, or batch.optimizer_steps=1",
+        )
+    if config.learner.dtype == "bfloat16" and config.learner.zero_stage == 0:
+        raise ConfigError(
+            "batch.portions",
+            given=batch.portions,
+            expected="1 with learner.zero_stage=0 in bfloat16, which adds gradients up in that precision",
+            fix="learner.zero_stage=1, or batch.portions=1",
         )
 
 

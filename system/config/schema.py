@@ -12,6 +12,7 @@ from system.fields import key
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 TimeoutIs = Literal["wrong", "invalid"]
+OnNewWeights = Literal["recompute", "keep", "finish"]
 EMBEDDED_TASKS = ("gsm8k_chains", "triplets")  # their problems are shipped
 TASKS_OF_ROWS = ("gsm8k", "math", "code")  # these need paths or a data set
 
@@ -73,6 +74,12 @@ class BatchConfig:
     optimizer_steps: int = key(
         "Optimizer steps that split one batch; the weights are published once, after the last.", 1, minimum=1
     )
+    portions: int = key(
+        "Parts of a batch that the learner starts on as soon as their groups are scored, while others are still "
+        "generated: the same gradient but for the order of its sums. 1 waits for the whole batch.",
+        1,
+        minimum=1,
+    )
     skip_zero_advantages: bool = key(
         "Leave completions without advantage out of the update: the same gradient in less time, where neither KL nor "
         "entropy needs them. Learner metrics then speak of the others only.",
@@ -97,6 +104,11 @@ class RolloutConfig:
     kv_cache_gib: float = key("KV cache of one engine in GiB (CPU engines).", 1.0, above=0)
     gpu_memory_utilization: float = key(
         "Share of GPU memory that one engine may take (GPU engines).", 0.85, above=0, maximum=1
+    )
+    on_new_weights: OnNewWeights = key(
+        "What becomes of completions in flight when new weights come: recompute drops their keys and values and "
+        "computes them again, keep goes on with those they have, finish lets them end under the old weights first.",
+        "recompute",
     )
     enforce_eager: bool = key("Run the engine without CUDA graphs or compilation.", False)
     cpus_per_worker: float = key("Ray CPUs reserved for one worker.", 0.5, minimum=0)

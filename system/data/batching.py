@@ -51,6 +51,25 @@ def pack_batch(
     )
 
 
+def pack_portion(
+    samples: Sequence[TrainingSample],
+    *,
+    num_ranks: int,
+    tokens_per_microbatch: int,
+    skip_zero_advantages: bool = False,
+) -> tuple[OptimizerStep, ...]:
+    """A part of a batch that is still arriving, by rank; as `pack_batch`, with the counts of this part alone.
+
+    It may be without any loss token. Raises ValueError as `pack_batch` does.
+    """
+    _check_samples(samples, tokens_per_microbatch=tokens_per_microbatch)
+    return tuple(
+        _pack_step(
+            samples, num_ranks=num_ranks, capacity=tokens_per_microbatch, skip_zero_advantages=skip_zero_advantages
+        )
+    )
+
+
 def _split(samples: Sequence[TrainingSample], *, num_parts: int) -> list[Sequence[TrainingSample]]:
     """Runs of samples whose numbers differ by at most 1; fewer runs where samples are fewer."""
     num_parts = min(num_parts, len(samples))

@@ -9,22 +9,23 @@
 | newer weights, where scores would be too old     | the update before                                |
 
 With max_staleness=0 a batch can only be taken once the version it trains is published, so the loop works in step with
-the learner by itself.
+the learner by itself. With batch.portions above 1 it hands all parts of a batch but the last to the learner itself, as
+soon as the version that they train is published.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 from system.algorithms.base import Algorithm, Credit
 from system.config.schema import Config
-from system.data.batching import pack_batch
+from system.data.batching import pack_batch, pack_portion
 from system.data.samples import make_samples
 from system.metrics import MetricSet
-from system.records import ScoredGroup, TrainingBatch, TrainingSample
+from system.records import OptimizerStep, ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
@@ -57,7 +58,9 @@ class BatchPreparation:
         scoring: GroupScoring,
         replicas: WorkerPool | None,
         new_metrics: Callable[[], MetricSet],
+        accumulate: Callable[[Sequence[OptimizerStep]], Awaitable[None]],
     ) -> None:
+        """`accumulate` adds the gradient of one portion, by rank, to what the learner will step on."""
         self._config = config
         self._algorithm = algorithm
         self._buffer = buffer
@@ -65,6 +68,7 @@ class BatchPreparation:
         precisions = (config.rollout.dtype, config.scorer.dtype)
         self._comparison = ReplicaComparison(replicas, precisions=precisions) if replicas is not None else None
         self._new_metrics = new_metrics
+        self._accumulate = accumulate
         self._prepared: asyncio.Queue[PreparedBatch] = asyncio.Queue()
         self._room = asyncio.Semaphore(1)
 
@@ -85,17 +89,13 @@ class BatchPreparation:
 
     async def _prepare(self) -> PreparedBatch | None:
         """None: nothing in these groups can be trained on; they are dropped."""
+        if self._config.batch.portions > 1:
+            return await self._prepare_in_portions()
         groups = await self._buffer.next_batch()
         taken_at, version = time.perf_counter(), self._buffer.next_batch_version - 1
         metrics = self._new_metrics()
-        if any(self._scoring.is_too_old(group, policy_version=version) for group in groups):
-            version = await self._buffer.wait_until_next()
-            groups = await asyncio.gather(
-                *(self._scoring.bring_up_to_date(group, policy_version=version) for group in groups)
-            )
-        difference = await self._comparison.measure() if self._comparison is not None else None
-        if difference is not None:
-            metrics.add("scorer/logprob_max_abs_diff_nats", difference)
+        groups, version = await self._with_new_scores(groups, version)
+        await self._compare_replicas(metrics)
         rescored_at = time.perf_counter()
         credit, samples = await asyncio.to_thread(self._credit, groups)
         if not any(sample.loss_mask.any() for sample in samples):
@@ -113,6 +113,65 @@ class BatchPreparation:
             rescored_at=rescored_at,
         )
 
+    async def _prepare_in_portions(self) -> PreparedBatch | None:
+        """As `_prepare`, for the last portion; those before it have gone to the learner by then."""
+        config, metrics = self._config.batch, self._new_metrics()
+        size = -(-config.prompts_per_step // config.portions)
+        groups: list[ScoredGroup] = []
+        credits: list[Credit] = []
+        sent: list[OptimizerStep] = []  # rank 0's
+        while True:
+            portion = await self._buffer.next_portion(num_groups=size, num_taken=len(groups))
+            taken_at = time.perf_counter()
+            version = await self._buffer.wait_until_next()  # the learner has to be done with the batch before
+            portion, version = await self._with_new_scores(portion, version)
+            groups += portion
+            credit, samples = await asyncio.to_thread(self._credit, portion)
+            credits.append(credit)
+            has_loss = any(sample.loss_mask.any() for sample in samples)
+            is_last = len(groups) == config.prompts_per_step
+            if not has_loss and not (is_last and sent):
+                if not is_last:
+                    continue
+                self._buffer.discard_batch(groups, reason="no_loss_tokens")
+                return None
+            steps = await asyncio.to_thread(self._pack_portion, samples)
+            sent.append(steps[0])
+            if is_last:
+                break
+            await self._accumulate(steps)
+        await self._compare_replicas(metrics)
+        whole = Credit(
+            groups=tuple(each for credit in credits for each in credit.groups),
+            detail=tuple(each for credit in credits for each in credit.detail),
+        )
+        batch = _with_counts_of(sent, last=steps)
+        await asyncio.to_thread(self._add_metrics, metrics, groups, whole, batch, version)
+        metrics.add("batch/num_micro_batches", sum(len(step.micro_batches) for step in sent[:-1]))
+        return PreparedBatch(
+            policy_version=version,
+            groups=groups,
+            credit=whole,
+            batch=batch,
+            metrics=metrics,
+            taken_at=taken_at,
+            rescored_at=taken_at,
+        )
+
+    async def _with_new_scores(self, groups: list[ScoredGroup], version: int) -> tuple[list[ScoredGroup], int]:
+        """The groups with scores that are new enough, and the version that they train."""
+        if any(self._scoring.is_too_old(group, policy_version=version) for group in groups):
+            version = await self._buffer.wait_until_next()
+            groups = await asyncio.gather(
+                *(self._scoring.bring_up_to_date(group, policy_version=version) for group in groups)
+            )
+        return groups, version
+
+    async def _compare_replicas(self, metrics: MetricSet) -> None:
+        difference = await self._comparison.measure() if self._comparison is not None else None
+        if difference is not None:
+            metrics.add("scorer/logprob_max_abs_diff_nats", difference)
+
     def _credit(self, groups: list[ScoredGroup]) -> tuple[Credit, list[TrainingSample]]:
         credit = self._algorithm.credit(groups)
         by_group = (make_samples(group, credit=own) for group, own in zip(groups, credit.groups, strict=True))
@@ -128,9 +187,31 @@ class BatchPreparation:
             skip_zero_advantages=config.skip_zero_advantages,
         )
 
+    def _pack_portion(self, samples: list[TrainingSample]) -> tuple[OptimizerStep, ...]:
+        config = self._config.batch
+        return pack_portion(
+            samples,
+            num_ranks=self._config.learner.num_ranks,
+            tokens_per_microbatch=config.tokens_per_microbatch,
+            skip_zero_advantages=config.skip_zero_advantages,
+        )
+
     def _add_metrics(
         self, metrics: MetricSet, groups: list[ScoredGroup], credit: Credit, batch: TrainingBatch, policy_version: int
     ) -> None:
         add_group_metrics(metrics, groups, credit=credit, policy_version=policy_version)
         self._algorithm.add_metrics(metrics, groups, credit=credit)
         add_batch_metrics(metrics, batch, num_groups=len(groups))
+
+
+def _with_counts_of(sent: Sequence[OptimizerStep], *, last: Sequence[OptimizerStep]) -> TrainingBatch:
+    """The last portion, by rank, with the denominators of all that was sent."""
+    num_loss_tokens = sum(step.num_loss_tokens for step in sent)
+    num_sequences = sum(step.num_sequences for step in sent)
+    return TrainingBatch(
+        steps_by_rank=tuple(
+            (replace(step, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences),) for step in last
+        ),
+        num_loss_tokens=num_loss_tokens,
+        num_sequences=num_sequences,
+    )

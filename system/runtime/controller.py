@@ -109,6 +109,7 @@ class Controller:
             scoring=parts.scoring,
             replicas=parts.pools.scoring,
             new_metrics=reporter.new_metrics,
+            accumulate=parts.learner_group.accumulate,
         )
         self.outcome = Outcome(
             policy_version=resumed.policy_version if resumed else 0,

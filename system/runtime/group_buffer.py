@@ -167,6 +167,21 @@ class GroupBuffer:
         self._next_batch_version += 1
         return batch
 
+    async def next_portion(self, *, num_groups: int, num_taken: int) -> list[ScoredGroup]:
+        """The next part of a batch of which `num_taken` groups were taken already, by ascending group_id.
+
+        Waits for `num_groups`, or for all that the batch still lacks. A batch in portions consists of the groups that
+        were leased first, so that it leaves none behind that would become stale. Raises BufferClosedError.
+        """
+        is_first = num_taken == 0
+        version = self._next_batch_version - (0 if is_first else 1)
+        await self._wait_until(lambda: self._is_portion_ready(num_groups, num_taken=num_taken, version=version))
+        portion = [group for _, group in self._ready_of_batch(num_taken)]
+        for group in portion:
+            self._move(group.group_id, "training", allowed=("ready",))
+        self._next_batch_version += is_first
+        return portion
+
     def mark_trained(self, groups: Sequence[ScoredGroup]) -> None:
         """The optimizer step on these groups is done; the next version is not published yet."""
         for group in groups:
@@ -233,7 +248,7 @@ class GroupBuffer:
         return max(0, num_slots - self._num_trained - self.num_outstanding)
 
     def _is_batch_ready(self) -> bool:
-        self._drop_stale()
+        self._drop_stale(self._next_batch_version)
         ready = self._ready()
         if len(ready) < self._prompts_per_step:
             return False
@@ -249,10 +264,20 @@ class GroupBuffer:
             for index, version in enumerate(left_behind)
         )
 
-    def _drop_stale(self) -> None:
+    def _ready_of_batch(self, num_taken: int) -> list[tuple[GroupRecord, ScoredGroup]]:
+        """Of the groups that a batch in portions still lacks, those that are ready."""
+        waiting = [record for record in self._groups.values() if record.state != "training"]
+        lacking = waiting[: self._prompts_per_step - num_taken]
+        return [(record, record.scored) for record in lacking if record.state == "ready" and record.scored]
+
+    def _is_portion_ready(self, num_groups: int, *, num_taken: int, version: int) -> bool:
+        self._drop_stale(version)
+        return len(self._ready_of_batch(num_taken)) >= min(num_groups, self._prompts_per_step - num_taken)
+
+    def _drop_stale(self, version: int) -> None:
         # Measured against the version that the batch will train, not the published one: while a step is being
         # trained or published, the next batch may already be taken.
-        oldest_allowed = self._next_batch_version - self._max_staleness
+        oldest_allowed = version - self._max_staleness
         for record, group in self._ready():
             if group.group.min_policy_version < oldest_allowed:
                 self.drop(record.group_id, reason="stale")

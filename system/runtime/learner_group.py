@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RayError
 from system.config.schema import LearnerConfig, ScorerConfig, WeightSyncConfig
 from system.data.file_stamps import FileStamp, write_synced
 from system.errors import ConfigError, CredenceError, DeadlineError, LearnerDiedError
-from system.records import StepResult, TrainingBatch
+from system.records import OptimizerStep, StepResult, TrainingBatch
 from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
 from system.runtime.deadlines import within
 from system.runtime.placement import LIVENESS_GROUP, ActorHandle, shut_down_actors
@@ -74,6 +74,11 @@ class LearnerGroup:
         ]
         seconds = self._config.step_timeout_seconds + self._weight_sync.timeout_seconds
         return (await self._gather(calls, what="train_and_publish", seconds=seconds))[0]
+
+    async def accumulate(self, steps: Sequence[OptimizerStep]) -> None:
+        """Add one portion, by rank, to the gradient; `train_and_publish` gets the last portion of the batch."""
+        calls = [actor.accumulate.remote(step) for actor, step in zip(self._actors, steps, strict=True)]
+        await self._gather(calls, what="accumulate", seconds=self._config.step_timeout_seconds)
 
     async def publish(self) -> WeightsManifest:
         """The snapshot of the weights as they are: at the start, and after a resume."""

@@ -48,6 +48,7 @@ class PoolSettings:
     call_seconds: float  # deadline of a call once a worker has it
     max_restarts: int
     receives_weights: bool = True  # without, a worker serves what it has loaded as soon as it has started
+    ends_calls_first: bool = False  # a worker ends the calls that it has before it loads new weights
     is_exclusive: bool = False  # a worker answers one call at a time
     max_load: int | None = None  # that a worker holds at once, in the unit of the calls' load; None: any
     max_calls_at_once: int = 1  # more: the method takes a list of argument tuples and returns a list

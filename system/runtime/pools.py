@@ -94,6 +94,7 @@ def make_pools(config: Config, *, placement: Placement, has_learner: bool = True
         call_seconds=rollout.group_timeout_seconds,
         max_restarts=rollout.max_restarts,
         receives_weights=has_learner,
+        ends_calls_first=rollout.on_new_weights == "finish",
         max_load=_FILLINGS * rollout.max_sequences,
     )
     rewards = PoolSettings(

@@ -158,10 +158,13 @@ class WeightSync:
     async def _update_rollouts(
         self, manifest: WeightsManifest, members: tuple[PoolMember, ...]
     ) -> dict[PoolMember, ReceiverStatus]:
-        """By broadcast where the same members were there before; a new set is not worth opening a group for yet."""
+        """By broadcast where the same members were there before; a new set is not worth opening a group for yet.
+
+        Members that end their calls first are ready at different times: each loads from the store.
+        """
         statuses: dict[PoolMember, ReceiverStatus] = {}
         is_settled = bool(members) and members == self._former_members
-        if self._config.transfer == "broadcast" and is_settled:
+        if self._config.transfer == "broadcast" and is_settled and not self._rollouts.settings.ends_calls_first:
             statuses = await self._broadcast(manifest, members)
         else:
             self._group = None
@@ -295,6 +298,8 @@ class WeightSync:
         # the receiver's own deadline fires first and says more; this one is for a receiver that is stuck
         seconds = 1.5 * self._config.timeout_seconds
         settings = member.pool.settings
+        if settings.ends_calls_first:
+            return seconds + settings.call_seconds
         # a replica that answers one call at a time has to finish those that it holds, and one may have come meanwhile
         return seconds + (1 + member.num_calls) * settings.call_seconds if settings.is_exclusive else seconds
 

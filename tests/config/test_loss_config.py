@@ -35,6 +35,23 @@ MISTAKES = [
         ["batch.optimizer_steps=17", "learner.num_ranks=2"],
         r"batch.optimizer_steps: given 17, expected at most 16, so that each step has a completion for each .*",
     ),
+    (["batch.portions=9"], r"batch.portions: given 9, expected at most batch.prompts_per_step=8. .*"),
+    (
+        ["batch.portions=2", "batch.optimizer_steps=2"],
+        r"batch.portions: given 2, expected 1 with batch.optimizer_steps above 1: .*",
+    ),
+    (
+        ["batch.portions=2", "learner.zero_stage=0", "learner.dtype=bfloat16"],
+        r"batch.portions: given 2, expected 1 with learner.zero_stage=0 in bfloat16, .*",
+    ),
+    (
+        ["batch.portions=2", "algorithm.name=reinforce_pp"],
+        r"batch.portions: given 2, expected 1: algorithm.name=reinforce_pp, with its options, compares the groups .*",
+    ),
+    (
+        ["batch.portions=2", "algorithm.options.deviation=batch"],
+        r"batch.portions: given 2, expected 1: algorithm.name=grpo, with its options, compares the groups .*",
+    ),
 ]
 
 

@@ -7,6 +7,7 @@ tolerance without touching real gradients, which are around 1e-3.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import Qwen2ForCausalLM
 
 from system.config.options import make_options
 from system.config.schema import LearnerConfig, LossConfig
-from system.data.batching import pack_batch
+from system.data.batching import pack_batch, pack_portion
 from system.losses.options import CispoOptions, ClippedSurrogateOptions, GspoOptions
 from system.records import TrainingSample
 from tests.learner.learner_ranks import (
@@ -115,6 +116,7 @@ def train(
     samples: list[TrainingSample],
     tokens_per_microbatch: int,
     optimizer_steps: int,
+    num_portions: int,
 ) -> tuple[Weights, list[dict[str, float]]]:
     learner = start_learner(
         rank, num_ranks, port, config=config, loss=loss, model_path=model_path, optimizer_steps=optimizer_steps
@@ -124,7 +126,16 @@ def train(
         # The number of micro-batches may differ from step to step.
         tokens = tokens_per_microbatch + 20 * update
         batch = pack_batch(samples, num_ranks=num_ranks, tokens_per_microbatch=tokens, optimizer_steps=optimizer_steps)
-        result = learner.train_step(batch.steps_by_rank[rank])
+        steps = batch.steps_by_rank[rank]
+        for start in range(num_portions - 1):
+            part = samples[start::num_portions]
+            learner.accumulate(pack_portion(part, num_ranks=num_ranks, tokens_per_microbatch=tokens)[rank])
+        if num_portions > 1:
+            last = pack_portion(
+                samples[num_portions - 1 :: num_portions], num_ranks=num_ranks, tokens_per_microbatch=tokens
+            )
+            steps = (replace(steps[0], micro_batches=last[rank].micro_batches),)
+        result = learner.train_step(steps)
         assert result.policy_version == update + 1, "one version a batch, however many optimizer steps"
         metrics.append({metric.name: metric.value for metric in result.metrics})
     weights = {name: tensor.numpy().copy() for name, tensor in learner.gather_full_weights().items()}
@@ -170,12 +181,21 @@ def check_against_reference(
     tokens_per_microbatch: int,
     loss: LossConfig,
     optimizer_steps: int = 1,
+    num_portions: int = 1,
     **changes: Any,
 ) -> list[dict[str, float]]:
     """Rank 0's metrics, after comparing its weights and gradient norms with the reference."""
     expected, norms = fixture.reference(loss, optimizer_steps=optimizer_steps)
     config = learner_config(num_ranks=num_ranks, **changes)
-    arguments = (config, loss, fixture.model_path, fixture.samples, tokens_per_microbatch, optimizer_steps)
+    arguments = (
+        config,
+        loss,
+        fixture.model_path,
+        fixture.samples,
+        tokens_per_microbatch,
+        optimizer_steps,
+        num_portions,
+    )
     results = run_ranks(train, *arguments, num_ranks=num_ranks)
     weights, metrics = results[0]
     assert list(weights) == list(expected)
@@ -203,6 +223,27 @@ def test_parameters_equal_the_plain_loop(
         loss=LossConfig(),
         zero_stage=zero_stage,
     )
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "num_ranks", "loss"),
+    [
+        (0, 1, LossConfig()),
+        (0, 2, LossConfig(denominator="sequence_mean")),
+        (1, 2, LossConfig()),
+        (2, 2, LossConfig(kl_coefficient=0.1, denominator="sequence_mean")),
+        (3, 2, LossConfig(denominator="constant", constant_length=24)),
+    ],
+)
+def test_a_batch_that_arrives_in_portions_equals_the_plain_loop(
+    tied: Fixture, zero_stage: int, num_ranks: int, loss: LossConfig
+) -> None:
+    arguments: dict[str, Any] = {"num_ranks": num_ranks, "tokens_per_microbatch": 100, "loss": loss}
+    whole = check_against_reference(tied, **arguments, zero_stage=zero_stage)
+    portions = check_against_reference(tied, **arguments, zero_stage=zero_stage, num_portions=3)
+    for one, other in zip(portions, whole, strict=True):
+        for name in ("loss", "num_tokens", "num_loss_tokens", "num_sequences", "entropy_nats", "ratio_mean"):
+            assert one[f"learner/{name}"] == pytest.approx(other[f"learner/{name}"], rel=1e-4, abs=1e-7), name
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])

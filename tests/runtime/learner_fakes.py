@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from system.errors import LearnerDiedError
-from system.records import StepResult, TrainingBatch
+from system.records import OptimizerStep, StepResult, TrainingBatch
 from system.runtime.learner_recovery import Position
 
 
@@ -32,6 +32,8 @@ class FakeLearnerGroup:
     not_finite: frozenset[int] = frozenset()  # prompts whose gradient is NaN
     trained: list[list[int]] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)  # of all groups of the run
+    accumulated: set[int] = field(default_factory=set)  # prompts of the portions since the last step
+    portions: list[tuple[int, list[int]]] = field(default_factory=list)  # version and prompts of each that came early
     is_dead: bool = False
     is_hung: bool = False
     was_killed: bool = False
@@ -63,13 +65,8 @@ class FakeLearnerGroup:
         return FakeManifest(self.version)
 
     async def train_and_publish(self, batch: TrainingBatch) -> tuple[StepResult, FakeManifest]:
-        prompts = set()
-        steps = [step for rank in batch.steps_by_rank for step in rank]
-        for micro_batch in (each for step in steps for each in step.micro_batches):
-            prompts |= {int(token) for token in micro_batch.token_ids[micro_batch.sequence_starts[:-1]]}
-            behind = self.version - micro_batch.min_policy_versions
-            assert (behind >= 0).all(), "a token of a version that is not published yet"
-            assert (behind <= self.max_staleness).all(), f"{behind.max()} versions behind"
+        prompts = self.accumulated | self._prompts_of([step for rank in batch.steps_by_rank for step in rank])
+        self.accumulated = set()
         await self.work()
         has_new_weights = prompts.isdisjoint(self.not_finite)
         if has_new_weights:
@@ -77,6 +74,21 @@ class FakeLearnerGroup:
             self.version += 1
         result = StepResult(policy_version=self.version, has_new_weights=has_new_weights, metrics=())
         return result, FakeManifest(self.version)
+
+    async def accumulate(self, steps: Sequence[OptimizerStep]) -> None:
+        prompts = self._prompts_of(steps)
+        self.accumulated |= prompts
+        self.portions.append((self.version, sorted(prompts)))
+        await self.work()
+
+    def _prompts_of(self, steps: Sequence[OptimizerStep]) -> set[int]:
+        prompts = set()
+        for micro_batch in (each for step in steps for each in step.micro_batches):
+            prompts |= {int(token) for token in micro_batch.token_ids[micro_batch.sequence_starts[:-1]]}
+            behind = self.version - micro_batch.min_policy_versions
+            assert (behind >= 0).all(), "a token of a version that is not published yet"
+            assert (behind <= self.max_staleness).all(), f"{behind.max()} versions behind"
+        return prompts
 
     async def save_checkpoint(self, directory: Path) -> dict[str, Any]:
         await self.work()
@@ -120,7 +132,11 @@ class FakeLearners:
         if self.created:
             former = self.created[-1]
             assert former.was_killed, "the group before is still there"
-            self.created.append(replace(former, version=0, trained=[], is_dead=False, is_hung=False, was_killed=False))
+            self.created.append(
+                replace(
+                    former, version=0, trained=[], accumulated=set(), is_dead=False, is_hung=False, was_killed=False
+                )
+            )
         else:
             self.created.append(FakeLearnerGroup(max_staleness=self.max_staleness, pause=self.pause))
         return self.created[-1]

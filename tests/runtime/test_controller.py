@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
 import pytest
 
 from system.errors import first_error
+from system.records import OptimizerStep
 from system.runtime.drop_watch import NothingToTrainError
 from system.runtime.worker_failures import PoolExhaustedError
 from tests.runtime.controller_fakes import FakeRun, make_config
@@ -41,6 +43,25 @@ def test_a_batch_is_prepared_while_the_learner_trains_where_staleness_allows_it(
     assert ready[:3] == [4, 4, 4]  # the batch of two that is trained, and the next one
     waits = [line["time/rollout_seconds"] + line["time/batch_seconds"] for _, line in run.reporter.lines[2:]]
     assert max(waits) < 1.0
+
+
+def test_a_portion_is_trained_while_other_groups_of_its_batch_are_generated() -> None:
+    run = FakeRun(make_config(batch__portions=2, evaluation__every_updates="null", checkpoint__every_updates="null"))
+    states: list[tuple[int, int]] = []
+    accumulate = run.learner.accumulate
+
+    async def note(steps: Sequence[OptimizerStep]) -> None:
+        states.append((run.buffer.num_in_state("training"), run.buffer.num_in_state("generating")))
+        await accumulate(steps)
+
+    run.learner.accumulate = note  # type: ignore[method-assign]
+    run.random = Random(1)  # other pauses for the two groups of a batch
+    run_in_virtual_time(run.run())
+    assert run.learner.trained == [[1, 2], [3, 4], [5, 6], [7, 8]]
+    assert [version for version, _ in run.learner.portions] == [0, 1, 2, 3]
+    assert (1, 1) in states
+    assert [line["batch/num_groups"] for _, line in run.reporter.lines[1:]] == [2.0] * 4
+    assert [line["batch/num_sequences"] for _, line in run.reporter.lines[1:]] == [4.0] * 4
 
 
 def test_an_evaluation_does_not_stop_generation() -> None:
@@ -143,7 +164,12 @@ class RandomFaults:
 def check_interleaving(seed: int) -> None:
     random = Random(seed)
     max_staleness, num_workers = random.randrange(3), random.randrange(1, 3)
-    run = FakeRun(make_config(controller__max_staleness=max_staleness, rollout__num_workers=num_workers), random=random)
+    config = make_config(
+        controller__max_staleness=max_staleness,
+        rollout__num_workers=num_workers,
+        batch__portions=random.randrange(1, 3),
+    )
+    run = FakeRun(config, random=random)
     faults = RandomFaults(run, random=random).loop()
     controller = run_in_virtual_time(run.run(faults=faults), seconds=10_000.0)
     trained = [prompt for step in run.learner.trained for prompt in step]

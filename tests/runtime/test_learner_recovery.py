@@ -173,6 +173,7 @@ def check_interleaving(seed: int) -> None:
     overrides: dict[str, Any] = {
         "controller__max_staleness": random.randrange(3),
         "rollout__num_workers": random.randrange(1, 3),
+        "batch__portions": random.randrange(1, 3),
         "checkpoint__every_updates": random.choice((1, 2, 3, "null")),
         "learner__max_restarts": 20,
     }

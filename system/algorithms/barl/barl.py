@@ -107,6 +107,10 @@ class Barl(Algorithm):
             groups=credited, detail=tuple(BeliefDetail(beliefs=each, credit_seconds=seconds) for each in beliefs)
         )
 
+    @classmethod
+    def credits_groups_alone(cls, options: Any) -> bool:
+        return bool(options.baseline != "batch")
+
     def _advantages(
         self,
         beliefs: Sequence[tuple[Belief, ...]],

@@ -1,7 +1,8 @@
 """Real vLLM engines for the tests of this folder, and snapshots to load into them.
 
-Three engines are shared: `tied` (embedding and LM head are one matrix), `untied`, and `stale_head` (the tied model
-without the LM-head repair). Tests that need certain weights publish them first.
+Five engines are shared: `tied` (embedding and LM head are one matrix), `untied`, `stale_head` (the tied model
+without the LM-head repair), `keep` and `finish` (the tied model, named by what they do on new weights). Tests that need
+certain weights publish them first.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 from actors.rollout.worker import RolloutWorker
-from system.config.schema import RolloutConfig
+from system.config.schema import OnNewWeights, RolloutConfig
 from system.records import Prompt, Sampling, Trajectory, TrajectoryGroup
 from system.weights.broadcast import WeightGroup, send_buckets
 from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
@@ -36,6 +37,7 @@ PROMPT = Prompt(prompt_id="p0", token_ids=np.arange(40, 60, dtype=np.int32), tex
 OTHER_PROMPT = dataclasses.replace(PROMPT, prompt_id="p1", token_ids=np.arange(100, 133, dtype=np.int32))
 Result = TypeVar("Result")
 CANARY = [*range(40, 100)]
+ON_NEW_WEIGHTS: dict[str, OnNewWeights] = {"keep": "keep", "finish": "finish"}  # by engine; the others recompute
 
 
 class Rollout:
@@ -47,7 +49,7 @@ class Rollout:
             "tied": make_policy(folder / "tied", is_tied=True),
             "untied": make_policy(folder / "untied", is_tied=False),
         }
-        self.folders["stale_head"] = self.folders["tied"]
+        self.folders |= dict.fromkeys(("stale_head", "keep", "finish"), self.folders["tied"])
         self.workers: dict[str, RolloutWorker] = {}
         self.processes: dict[str, set[psutil.Process]] = {}
         self.store = MemoryStore()
@@ -65,6 +67,8 @@ class Rollout:
                 worker._settings = dataclasses.replace(
                     worker._settings, worker_extension="tests.actors.rollout.stale_head_extension.StaleHeadExtension"
                 )
+            if name in ON_NEW_WEIGHTS:
+                worker._settings = dataclasses.replace(worker._settings, on_new_weights=ON_NEW_WEIGHTS[name])
             before = children()
             self.run(worker.start())
             self.processes[name] = children() - before
