@@ -41,6 +41,7 @@ async def watch_cluster(*, is_local: bool) -> None:
     finally:
         is_over.set()
         gcs.cancel()
+        looking.join(_PROBE_SECONDS)  # it must not ask Ray while that is shut down
 
 
 async def watch_address(address: str, *, patience_seconds: float) -> None:

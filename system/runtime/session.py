@@ -88,6 +88,7 @@ async def _run(
             raise
     finally:
         watching.cancel()
+        await asyncio.wait((watching,))
     return stop.received[0] if stop.received else None
 
 
