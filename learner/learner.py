@@ -34,6 +34,7 @@ from system.numerics.masking import loss_token_weights, sequence_index, weighted
 from system.numerics.packed_attention import PackedLayout
 from system.numerics.policy_model import PolicyModel, load_policy_model, persistent_buffers, sequence_statistics
 from system.records import FloatArray, OptimizerStep, PackedMicroBatch, StepResult
+from system.stack_signal import catch_stack_signal
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -78,6 +79,7 @@ class Learner:
 
     def start(self, *, host: str, port: int) -> None:
         """Meets the other ranks at `host:port`, loads the model and builds the engine."""
+        catch_stack_signal()
         torch.set_num_threads(self._config.threads_per_rank)
         join_process_group(config=self._config, rank=self._rank, num_ranks=self._num_ranks, host=host, port=port)
         policy = self._load_model(gradient_checkpointing=self._config.gradient_checkpointing)

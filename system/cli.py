@@ -63,6 +63,11 @@ COMMANDS = {
         arguments="[key=value...]",
         sentence="build the small embedded policy from nothing",
     ),
+    "doctor": Command(
+        function="system.commands.doctor:main",
+        arguments="[--address HOST:PORT] [RUN_DIR] [CONFIG... key=value...]",
+        sentence="what is wrong with the machines before a run",
+    ),
     "metrics": Command(
         function="system.commands.metrics_reference:main",
         arguments="[--markdown]",

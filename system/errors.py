@@ -84,6 +84,10 @@ class GradientError(CredenceError):
     """Gradients are NaN or infinite step after step: nothing is learned any more."""
 
 
+class StalledError(CredenceError):
+    """A stage of the run stood still for too long; the run ends and can be resumed from its last checkpoint."""
+
+
 class CheckpointError(CredenceError):
     """A checkpoint is missing, incomplete, or does not belong to this configuration."""
 

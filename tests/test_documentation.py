@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "deploy" / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # what a reader fills in, and a value for it
 PLACEHOLDERS = {"SEED": "0", "REWARD": "intuitor", "{progress,barl}": "progress", "[": "", "]": ""}
-WITH_CONFIGURATION = ("train", "evaluate", "select", "certainty-report")
+WITH_CONFIGURATION = ("train", "evaluate", "select", "certainty-report", "doctor")
 _FILE = re.compile(r"^```\w+ title=(\S+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 _COMMAND = re.compile(r"^(credence|make|python -m|\.venv/bin/credence|ray job submit)\b")
 

@@ -16,6 +16,7 @@ from system.config.scorers import scorer_place, terms_on
 from system.data.tasks import make_task
 from system.interfaces import Scorer
 from system.records import GroupScores, TrajectoryGroup
+from system.stack_signal import catch_stack_signal
 
 if TYPE_CHECKING:
     from system.algorithms.base import Evidence
@@ -36,6 +37,7 @@ class RewardWorker:
 
     def start(self) -> None:
         """Answers once the scorers are ready to score."""
+        catch_stack_signal()
 
     def score(self, groups: Sequence[tuple[TrajectoryGroup, bool]]) -> list[GroupScores]:
         """One term of each scorer for each trajectory, and with True what the algorithm asks for.

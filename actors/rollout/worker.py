@@ -23,6 +23,7 @@ from system.records import (
 )
 from system.rollouts.rollouter import Rollouter
 from system.rollouts.single_turn import SingleTurnRollouter
+from system.stack_signal import catch_stack_signal
 from system.weights import store
 from system.weights.canary import canary_difference
 from system.weights.manifest import ReceiverStatus, WeightGroupSpec, WeightsManifest
@@ -85,6 +86,7 @@ class RolloutWorker:
 
     async def start(self) -> int:
         """Load the model and warm up; returns `num_ranks`. Raises EngineFailedError, DeadlineError."""
+        catch_stack_signal()
         self._engine = await VLLMEngine.start(self._settings)
         try:
             await self._engine.set_policy_version(NO_POLICY_VERSION)

@@ -14,6 +14,7 @@ from system.config.machine import model_folder
 from system.config.schema import ModelConfig, RewardTermConfig, ScorerConfig, TaskConfig
 from system.config.scorers import scorer_place
 from system.records import GroupScores, TrajectoryGroup
+from system.stack_signal import catch_stack_signal
 from system.weights.manifest import ReceiverStatus, WeightsManifest
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class ScoringWorker:
 
     def start(self) -> int:
         """Load the model; it takes no rank of a weight group."""
+        catch_stack_signal()
         from actors.scoring.model import ScoringModel
         from system.data.tasks import make_task
 

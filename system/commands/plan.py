@@ -196,6 +196,20 @@ def learner_state_bytes(learner: LearnerConfig, *, num_parameters: int) -> int:
     return math.ceil(num_parameters * (weights + gradients + optimizer))
 
 
+def snapshot_bytes(learner: LearnerConfig, *, num_parameters: int) -> int:
+    """Bytes of one published version of the weights."""
+    return num_parameters * _BYTES_OF[learner.dtype]
+
+
+def checkpoint_bytes(learner: LearnerConfig, *, num_parameters: int) -> int:
+    """Bytes of one checkpoint, all ranks together: weights twice (for the learner, and in Hugging Face format) and
+    AdamW's state in float32. A reference is not saved.
+    """
+    width = _BYTES_OF[learner.dtype]
+    has_master = learner.zero_stage >= 1 or learner.dtype != "float32"
+    return num_parameters * (2 * width + 8 + 4 * has_master)
+
+
 def count_parameters(folder: Path) -> int | None:
     """Parameters in a model folder, from the headers of its safetensors files; None where there are none."""
     headers = [read_safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))]

@@ -40,6 +40,7 @@ from system.runtime.pools import Pools, make_pools
 from system.runtime.preemption import Preemption
 from system.runtime.run_phases import note_cluster_loss
 from system.runtime.session import run_on_ray
+from system.runtime.watchdog import Watchdog, make_watchdog
 from system.runtime.weight_sync import WeightSync
 
 _SHUTDOWN_SECONDS = 5.0
@@ -156,14 +157,19 @@ async def _train(
                 session_start=session_start,
                 num_known_tokens=inputs.num_known_tokens,
             )
-            outcome, ledger = await _train_with_actors(
-                config,
-                folder=folder,
-                inputs=inputs,
-                reporter=reporter,
-                preemption=preemption,
-                elapsed_seconds=elapsed_seconds,
+            watchdog = make_watchdog(
+                config, run_folder=folder.path, alert=reporter.alert, advice=lambda: _how_to_continue(folder)
             )
+            async with watchdog.guard():
+                outcome, ledger = await _train_with_actors(
+                    config,
+                    folder=folder,
+                    inputs=inputs,
+                    reporter=reporter,
+                    preemption=preemption,
+                    watchdog=watchdog,
+                    elapsed_seconds=elapsed_seconds,
+                )
         exit_code = 0
     finally:
         tracker.close(exit_code=exit_code)
@@ -177,6 +183,7 @@ async def _train_with_actors(
     inputs: RunInputs,
     reporter: Reporter,
     preemption: Preemption,
+    watchdog: Watchdog,
     elapsed_seconds: Callable[[], float],
 ) -> tuple[Outcome, LedgerTotals]:
     """Create all actors, run controllers until one comes to the end, and take the actors down however it ends."""
@@ -198,7 +205,11 @@ async def _train_with_actors(
             preemption=preemption,
             restarts=restarts,
         )
-        return Controller(config=config, parts=parts, reporter=reporter, resumed=state, elapsed_seconds=elapsed_seconds)
+        controller = Controller(
+            config=config, parts=parts, reporter=reporter, resumed=state, elapsed_seconds=elapsed_seconds
+        )
+        watchdog.watch(controller.stages.observe)
+        return controller
 
     recovery = LearnerRecovery(
         learners=learners,

@@ -51,6 +51,7 @@ RESUMABLE_KEYS = (
     "weight_sync.bucket_mib",
     "weight_sync.timeout_seconds",
     "controller.max_dropped_in_a_row",
+    "watchdog.",
     "checkpoint.",
     "evaluation.",
     "tracker.",

@@ -294,6 +294,20 @@ class ControllerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    stall_seconds: float | None = key(
+        "A stage of the run that has work and makes no progress for so long, while nothing that it waits for has a "
+        "deadline to come, is named and its stacks are written to RUN_DIR/stacks; after twice as long the run ends. "
+        "null: no watchdog.",
+        300.0,
+        above=0,
+    )
+    loop_seconds: float = key(
+        "The same for the event loop of the controller, which dispatches and must never be blocked.", 60.0, above=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     every_updates: int | None = key(
         "Save every this many updates (and at the end); null: only at the end.", 50, minimum=1
@@ -350,6 +364,7 @@ class Config:
     learner: LearnerConfig
     weight_sync: WeightSyncConfig = WeightSyncConfig()
     controller: ControllerConfig = ControllerConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracker: TrackerConfig = TrackerConfig()

@@ -71,6 +71,8 @@ class BatchPreparation:
         self._accumulate = accumulate
         self._prepared: asyncio.Queue[PreparedBatch] = asyncio.Queue()
         self._room = asyncio.Semaphore(1)
+        self.is_preparing = False  # groups were taken, and are not a batch yet
+        self.num_prepared = 0
 
     async def next(self) -> PreparedBatch:
         """Waits for the next batch; the one after it may then be prepared."""
@@ -85,6 +87,8 @@ class BatchPreparation:
             prepared = None
             while prepared is None:
                 prepared = await self._prepare()
+                self.is_preparing = False
+                self.num_prepared += 1
             self._prepared.put_nowait(prepared)
 
     async def _prepare(self) -> PreparedBatch | None:
@@ -92,6 +96,7 @@ class BatchPreparation:
         if self._config.batch.portions > 1:
             return await self._prepare_in_portions()
         groups = await self._buffer.next_batch()
+        self.is_preparing = True
         taken_at, version = time.perf_counter(), self._buffer.next_batch_version - 1
         metrics = self._new_metrics()
         groups, version = await self._with_new_scores(groups, version)

@@ -46,6 +46,7 @@ from system.runtime.ordered_thread import OrderedThread
 from system.runtime.pools import Pools
 from system.runtime.preemption import Preemption
 from system.runtime.run_metrics import add_group_counts, add_sync, add_worker_counts
+from system.runtime.stages import ControllerStages
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
 from system.weights.manifest import WeightsManifest
@@ -111,6 +112,7 @@ class Controller:
             new_metrics=reporter.new_metrics,
             accumulate=parts.learner_group.accumulate,
         )
+        self.stages = ControllerStages(buffer=parts.buffer, preparation=self._preparation, reports=self._reports)
         self.outcome = Outcome(
             policy_version=resumed.policy_version if resumed else 0,
             completion_tokens=resumed.completion_tokens if resumed else 0,
@@ -155,6 +157,7 @@ class Controller:
         finally:
             self._parts.buffer.close()
             self._reports.close()
+            self.stages.end()
         return self.outcome
 
     @property
@@ -371,6 +374,7 @@ class Controller:
         self._metrics = self._reporter.new_metrics()
 
     def _enter_phase(self, name: str) -> None:
+        self.stages.enter_phase(name)
         self._reports.submit(self._reporter.enter_phase, name)
 
     @contextmanager

@@ -100,6 +100,11 @@ class GroupBuffer:
         """Slots in use."""
         return len(self._groups)
 
+    @property
+    def has_free_slot(self) -> bool:
+        """Whether `lease` would return at once."""
+        return self._num_free_slots() > 0
+
     def num_in_state(self, state: GroupState) -> int:
         return sum(1 for record in self._groups.values() if record.state == state)
 

@@ -22,7 +22,7 @@ from system.data.file_stamps import FileStamp, write_synced
 from system.errors import ConfigError, CredenceError, DeadlineError, LearnerDiedError
 from system.records import OptimizerStep, StepResult, TrainingBatch
 from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
-from system.runtime.deadlines import within
+from system.runtime.deadlines import LateOnly, wait_observer, within
 from system.runtime.placement import LIVENESS_GROUP, ActorHandle, shut_down_actors
 from system.weights.broadcast import call_off
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
@@ -104,7 +104,10 @@ class LearnerGroup:
         await asyncio.gather(*(self._ping(rank) for rank in range(len(self._actors))))
 
     async def watch(self) -> None:
-        """Until cancelled. Raises LearnerDiedError when a rank is gone or stands still."""
+        """Until cancelled, in a task of its own. Raises LearnerDiedError when a rank is gone or stands still."""
+        observer = wait_observer.get()
+        if observer is not None:
+            wait_observer.set(LateOnly(observer))
         while True:
             await self.require_alive()
             await asyncio.sleep(_PING_SECONDS)

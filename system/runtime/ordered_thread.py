@@ -21,6 +21,16 @@ class OrderedThread:
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._pending: deque[asyncio.Future[None]] = deque()
+        self._num_submitted = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Functions that have not come to their end."""
+        return sum(1 for each in self._pending if not each.done())
+
+    @property
+    def num_done(self) -> int:
+        return self._num_submitted - self.num_waiting
 
     def submit(
         self, function: Callable[Parameters, None], *arguments: Parameters.args, **named: Parameters.kwargs
@@ -28,6 +38,7 @@ class OrderedThread:
         """Returns at once. Raises what an earlier function raised."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
+        self._num_submitted += 1
         work = functools.partial(function, *arguments, **named)
         self._pending.append(asyncio.get_running_loop().run_in_executor(self._executor, work))
 

@@ -276,6 +276,7 @@ class FakeRun:
         is_valid: Callable[[int], bool] = lambda prompt: True,
     ) -> None:
         self.config = config
+        self.controller: Controller | None = None  # once it runs
         self.random = random or Random(0)
         self.actors: list[FakeActor] = []
         engine_settings = PoolSettings(
@@ -368,10 +369,11 @@ class FakeRun:
             "preemption": self.preemption,
             "restarts": self.restarts,
         }
-        return Controller(
+        self.controller = Controller(
             config=self.config,
             parts=Parts(**parts),
             reporter=cast(Any, self.reporter),
             resumed=state,
             elapsed_seconds=lambda: asyncio.get_running_loop().time() - self.start,
         )
+        return self.controller

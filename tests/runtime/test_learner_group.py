@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from ray.exceptions import RayTaskError
 
 from system.config.load import load_config
 from system.errors import DeadlineError, LearnerDiedError, NotFiniteError
+from system.runtime.deadlines import wait_observer
 from system.runtime.learner_group import LearnerGroup
+from system.runtime.open_waits import OpenWaits
 from tests.fakes import FakeActor
 from tests.virtual_time import run_in_virtual_time
 
@@ -95,3 +98,18 @@ def test_an_error_of_a_rank_while_all_are_alive_is_raised_as_it_is() -> None:
 def test_a_rank_that_misses_the_deadline_of_a_call_counts_as_dead() -> None:
     with pytest.raises(LearnerDiedError, match=r"learner rank 1 did not finish 'publish' within 120 s"):
         run_in_virtual_time(make_group(FakeRank(), FakeRank(is_hung=True)).publish())
+
+
+def test_answered_pings_are_no_progress_of_the_run_and_a_missed_one_is_told_before_the_rank_is_given_up() -> None:
+    late: list[str] = []
+
+    async def note(names: Sequence[str], what: str, seconds: float) -> None:
+        late.extend(names)
+
+    async def watched() -> int:
+        waits = OpenWaits(before_giving_up=note)
+        wait_observer.set(waits)
+        await seconds_until_lost(make_group(FakeRank(), hung := FakeRank()), fault=hung, is_hung=True)
+        return waits.num_ended(None)
+
+    assert (run_in_virtual_time(watched()), late) == (0, ["learner rank 1"])
