@@ -75,7 +75,7 @@ def train_with_retries(
     run: RunConfig,
     retries: int,
     command: Sequence[str] = (sys.executable, "-m", "system", "train"),
-    orphan_seconds: float = 15.0,
+    orphan_seconds: float = 5.0,
 ) -> int:
     """Run to the end, with at most `retries` more attempts; the exit code of the last one.
 

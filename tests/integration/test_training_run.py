@@ -143,7 +143,7 @@ def test_a_killed_driver_and_a_lost_cluster_are_retried_and_the_metrics_are_thos
         assert alive(first) == []
         wait_for_phase(folder, "start", process=process)
         second = processes_of(process.pid)[1:]
-        [control_service] = [child for child in second if child.name() == "gcs_server"]
+        [control_service] = _named(second, "gcs/gcs_server")
         lost = time.monotonic()
         control_service.kill()
         second_driver.wait(45)
