@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import ray
@@ -69,16 +70,17 @@ async def _run(
     preemption: Preemption,
     last_words: Callable[[ClusterLostError], str],
 ) -> signal.Signals | None:
+    on_loss = partial(_end_hard_later, last_words=last_words)
+    # first: `work` may get stuck in Ray before it waits for anything
+    watching = asyncio.create_task(watch_cluster(is_local=not joins_cluster(config.cluster), on_loss=on_loss))
     task = asyncio.create_task(work())
     stop = _Stop(task, preemption=preemption, grace_seconds=config.run.grace_seconds)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.receive, number)
-    watching = asyncio.create_task(watch_cluster(is_local=not joins_cluster(config.cluster)))
     try:
         await asyncio.wait((task, watching), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            _end_hard_later(watching.exception(), last_words=last_words)
             task.cancel()  # nothing can be saved any more; processes that still answer are ended
             await asyncio.wait((task,))
             watching.result()
@@ -92,12 +94,11 @@ async def _run(
     return stop.received[0] if stop.received else None
 
 
-def _end_hard_later(error: BaseException | None, *, last_words: Callable[[ClusterLostError], str]) -> None:
+def _end_hard_later(error: ClusterLostError, *, last_words: Callable[[ClusterLostError], str]) -> None:
     """End this process and all that came from it when it is still there in a while. Needs nothing of Ray."""
 
     def end() -> None:
-        if isinstance(error, ClusterLostError):
-            print(f"credence: {last_words(error)}", file=sys.stderr, flush=True)
+        print(f"credence: {last_words(error)}", file=sys.stderr, flush=True)
         kill(descendants_of(os.getpid()))
         os._exit(2)
 
