@@ -163,7 +163,7 @@ def time_training(connection: Connection, config: Config) -> None:
     """Child process: plain PyTorch on all cores makes the update of the rows that it is sent; sends the seconds."""
     import torch
 
-    from learner.learner import PackedInputs
+    from learner.packed_loss import PackedInputs
     from system.losses.base import LossInputs
     from system.losses.clipped_surrogate import ClippedSurrogate
     from system.losses.options import ClippedSurrogateOptions

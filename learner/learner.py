@@ -21,19 +21,14 @@ from torch import Tensor
 from learner.checkpoint import LearnerState, load_checkpoint, save_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
 from learner.export import description_folder, export_hf
+from learner.packed_loss import PackedLoss
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepClock, StepStatistics, step_metrics
-from system.config.losses import make_loss
 from system.config.schema import LearnerConfig, LossConfig
 from system.data.file_stamps import FileStamp
 from system.errors import GradientError
-from system.losses.base import Loss, LossInputs
-from system.losses.kl import k3_kl
-from system.numerics.logprobs import TokenStatistics, require_finite
-from system.numerics.masking import loss_token_weights, sequence_index, weighted_sum
-from system.numerics.packed_attention import PackedLayout
 from system.numerics.policy_model import PolicyModel, load_policy_model, persistent_buffers, sequence_statistics
-from system.records import FloatArray, OptimizerStep, PackedMicroBatch, StepResult
+from system.records import FloatArray, OptimizerStep, StepResult
 from system.stack_signal import catch_stack_signal
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,7 +55,6 @@ class Learner:
         self._num_ranks = num_ranks
         self._config = config
         self._loss_config = loss
-        self._loss: Loss = make_loss(loss)
         self._model_path = model_path
         self._revision = revision
         self._trust_remote_code = trust_remote_code
@@ -90,6 +84,14 @@ class Learner:
         if self._loss_config.kl_coefficient > 0:
             self._reference = self._load_model(gradient_checkpointing=False).requires_grad_(False)
         self._engine = DeepSpeedEngine(policy, config=self._config, rank=self._rank, num_ranks=self._num_ranks)
+        self._packed_loss = PackedLoss(
+            self._loss_config,
+            model=self._engine.module,
+            reference=self._reference,
+            temperature=self._temperature,
+            device=self._engine.device,
+            name=f"learner rank {self._rank}",
+        )
 
     def _load_model(self, *, gradient_checkpointing: bool) -> PolicyModel:
         return load_policy_model(
@@ -149,7 +151,12 @@ class Learner:
         denominators = (step.num_loss_tokens, step.num_sequences) if is_whole else (1, 1)
         for position, micro_batch in enumerate(step.micro_batches, start=1):
             with to.clock.phase("forward"):
-                loss = self._share_of_loss(micro_batch, denominators=denominators, statistics=to.statistics)
+                loss = self._packed_loss.share_of(
+                    micro_batch,
+                    denominators=denominators,
+                    policy_version=self._policy_version,
+                    statistics=to.statistics,
+                )
             with to.clock.phase("backward"):
                 self._engine.backward(loss, is_last=is_last and position == len(step.micro_batches))
         to.num_microbatches += len(step.micro_batches)
@@ -177,56 +184,6 @@ class Learner:
                 f"version {self._policy_version}; the weights are those of the last good step. Fix: look at the loss, "
                 "the advantages and learner.learning_rate, or raise learner.max_skipped_steps"
             )
-
-    def _share_of_loss(
-        self, micro_batch: PackedMicroBatch, *, denominators: tuple[int, int], statistics: StepStatistics
-    ) -> Tensor:
-        """This micro-batch's share of the step's loss: sum_t w_t (loss_t + kl_t - entropy bonus_t).
-
-        `denominators`: loss tokens and sequences of the step.
-        """
-        inputs = PackedInputs(micro_batch, device=self._engine.device)
-        current = inputs.forward(self._engine.module, temperature=self._temperature)
-        require_finite(current, what=f"learner rank {self._rank}, policy version {self._policy_version}")
-        outputs = self._loss(
-            LossInputs(
-                logprobs=current.logprobs,
-                rollout_logprobs=inputs.rollout_logprobs,
-                advantages=inputs.advantages,
-                sequence_index=inputs.sequence_index,
-                num_sequences=len(inputs.sequence_starts) - 1,
-            )
-        )
-        token_loss = outputs.loss
-        reference_kl = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference = inputs.forward(self._reference, temperature=self._temperature)
-            reference_kl = k3_kl(current.logprobs, reference_logprobs=reference.logprobs)
-            token_loss = token_loss + self._loss_config.kl_coefficient * reference_kl
-        if self._loss_config.entropy_coefficient != 0:
-            token_loss = token_loss - self._loss_config.entropy_coefficient * current.entropy
-        weights = loss_token_weights(
-            inputs.loss_mask,
-            sequence_starts=inputs.sequence_starts,
-            denominator=self._loss_config.denominator,
-            num_loss_tokens=denominators[0],
-            num_sequences=denominators[1],
-            constant_length=self._loss_config.constant_length,
-        )
-        loss = weighted_sum(token_loss, weights=weights[inputs.loss_index])
-        statistics.add(
-            outputs,
-            loss=loss,
-            num_tokens=len(micro_batch.token_ids),
-            logprobs=current.logprobs,
-            rollout_logprobs=inputs.rollout_logprobs,
-            entropy=current.entropy,
-            self_certainty=current.self_certainty,
-            reference_kl=reference_kl,
-            staleness=self._policy_version - inputs.min_policy_versions,
-        )
-        return loss
 
     def gather_full_weights(self) -> dict[str, Tensor]:
         """Full parameters under their HF names on rank 0, an empty dict elsewhere; see DeepSpeedEngine."""
@@ -284,34 +241,3 @@ class _Accumulated:
         self.statistics = StepStatistics(device=engine.device)
         self.clock = StepClock(engine.synchronise)
         self.num_microbatches = 0
-
-
-class PackedInputs:
-    """A micro-batch on the device; attributes without a note are over its M loss tokens."""
-
-    def __init__(self, micro_batch: PackedMicroBatch, *, device: torch.device) -> None:
-        # Copies: arrays that come through Ray's object store are read-only, which torch warns about.
-        starts = torch.tensor(micro_batch.sequence_starts)
-        self.token_ids = torch.tensor(micro_batch.token_ids).long().to(device)  # [N]
-        self.position_ids = torch.tensor(micro_batch.position_ids).long().to(device)  # [N]
-        self.sequence_starts = starts.to(device)  # [B+1]
-        self.loss_mask = torch.tensor(micro_batch.loss_mask).to(device)  # [N]
-        self.layout = PackedLayout.build(starts, device=device)
-        self.loss_index = self.loss_mask.nonzero()[:, 0]  # packed positions
-        self.rollout_logprobs = torch.tensor(micro_batch.rollout_logprobs).to(device)[self.loss_index]
-        self.advantages = torch.tensor(micro_batch.advantages).to(device)[self.loss_index]
-        self.sequence_index = sequence_index(self.sequence_starts)[self.loss_index]
-        self.min_policy_versions = torch.tensor(micro_batch.min_policy_versions).to(device)[self.sequence_index]
-
-    def forward(self, model: torch.nn.Module, *, temperature: float) -> TokenStatistics:
-        # Token t is predicted by the hidden state of token t - 1.
-        return TokenStatistics(
-            *model(
-                self.token_ids,
-                self.position_ids,
-                self.layout,
-                self.loss_index - 1,
-                self.token_ids[self.loss_index],
-                temperature,
-            )
-        )

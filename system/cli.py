@@ -48,6 +48,11 @@ COMMANDS = {
         arguments="RUN_DIR|FILE|CONFIG...",
         sentence="certainty of right against wrong completions",
     ),
+    "replay": Command(
+        function="system.commands.replay.main:main",
+        arguments="RUN_DIR [--step N] [--model FOLDER] [--json]",
+        sentence="compute a recorded update again, print what differs",
+    ),
     "belief": Command(
         function="system.commands.barl.report:main",
         arguments="RUN_DIR [--group ID]",

@@ -92,6 +92,10 @@ class CheckpointError(CredenceError):
     """A checkpoint is missing, incomplete, or does not belong to this configuration."""
 
 
+class RecordError(CredenceError):
+    """A step of the flight recorder is missing, damaged, or of another version of credence."""
+
+
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error inside nested groups: one message instead of a tree of tracebacks."""
     error: BaseException = group

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from learner.learner import PackedInputs
+from learner.packed_loss import PackedInputs
 from system.data.batching import pack_batch
 from system.data.group_files import group_as_json, read_groups
 from system.data.samples import make_sample, staleness

@@ -32,12 +32,14 @@ class Evidence:
 
     `by_rule`, made of (verifier, options), finds something in a reward worker, right after the verifier; a scoring
     replica hands that to `by_policy`, a scorer made of (model, task, options). Nobody but the algorithm reads either.
+    `record` is of plain values, arrays and tuples of them (see system/data/record_columns.py).
     """
 
     by_rule: str
     by_policy: str
     options: Any
     note: str  # for the plan that a run prints
+    record: type | None = None  # dataclass of what `by_policy` gives; None: the flight recorder leaves it out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -30,6 +30,7 @@ from system.reports.tracker import Tracker
 from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.controller import Controller, Outcome, Parts
 from system.runtime.evaluator import Evaluator
+from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.learner_group import LearnerGroup
 from system.runtime.learner_recovery import LearnerRecovery, Position
@@ -190,6 +191,7 @@ async def _train_with_actors(
     placement = Placement(config=config)
     learners = RunLearners(config=config, inputs=inputs, placement=placement, run_folder=folder.path)
     pools = make_pools(config, placement=placement)
+    recorder = FlightRecorder(folder.path, config=config, alert=reporter.alert)
     restarts = LearnerRestarts(max_restarts=config.learner.max_restarts)
 
     def make_controller(learner_group: LearnerGroup, state: RunState | None) -> Controller:
@@ -204,6 +206,7 @@ async def _train_with_actors(
             state=state,
             preemption=preemption,
             restarts=restarts,
+            flight_recorder=recorder,
         )
         controller = Controller(
             config=config, parts=parts, reporter=reporter, resumed=state, elapsed_seconds=elapsed_seconds
@@ -247,6 +250,7 @@ def _connect(
     state: RunState | None,
     preemption: Preemption,
     restarts: LearnerRestarts,
+    flight_recorder: FlightRecorder,
 ) -> Parts:
     """Everything of the driver process that stands between the actors."""
     return Parts(
@@ -273,6 +277,7 @@ def _connect(
         checkpoints=folder.checkpoints,
         preemption=preemption,
         restarts=restarts,
+        flight_recorder=flight_recorder,
     )
 
 

@@ -25,6 +25,7 @@ from system.errors import ConfigError
 RESUMABLE_KEYS = (
     "run.num_updates",
     "run.max_seconds",
+    "run.flight_recorder_steps",
     "rollout.num_workers",
     "rollout.cpus_per_worker",
     "rollout.start_timeout_seconds",

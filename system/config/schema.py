@@ -34,6 +34,9 @@ class RunConfig:
         30.0,
         minimum=0,
     )
+    flight_recorder_steps: int = key(
+        "Newest updates kept whole in RUN_DIR/flight_recorder, for `credence replay`; 0: none.", 3, minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

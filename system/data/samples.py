@@ -19,6 +19,12 @@ def make_samples(scored: ScoredGroup, *, credit: GroupCredit) -> list[TrainingSa
     ]
 
 
+def make_batch_samples(groups: Sequence[ScoredGroup], *, credit: Sequence[GroupCredit]) -> list[TrainingSample]:
+    """Those of all groups of a batch, in their order."""
+    by_group = (make_samples(group, credit=own) for group, own in zip(groups, credit, strict=True))
+    return [sample for samples in by_group for sample in samples]
+
+
 def make_sample(trajectory: Trajectory, *, group_id: int, advantages: FloatArray, in_loss: BoolArray) -> TrainingSample:
     """A trajectory as it is trained on: the loss is on its sampled tokens, of those on the ones in `in_loss` bool[L].
 

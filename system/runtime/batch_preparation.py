@@ -18,12 +18,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from system.algorithms.base import Algorithm, Credit
 from system.config.schema import Config
 from system.data.batching import pack_batch, pack_portion
-from system.data.samples import make_samples
+from system.data.samples import make_batch_samples
 from system.metrics import MetricSet
 from system.records import OptimizerStep, ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
@@ -44,6 +44,12 @@ class PreparedBatch:
     metrics: MetricSet
     taken_at: float  # perf_counter, when the groups were complete
     rescored_at: float  # and their scores new enough
+    remaining: TrainingBatch | None = None  # what the learner does not have yet, with the counts of all; None: all
+
+    @property
+    def to_send(self) -> TrainingBatch:
+        """What completes the batch at the learner."""
+        return self.remaining or self.batch
 
 
 class BatchPreparation:
@@ -106,7 +112,7 @@ class BatchPreparation:
         if not any(sample.loss_mask.any() for sample in samples):
             self._buffer.discard_batch(groups, reason="no_loss_tokens")
             return None
-        batch = await asyncio.to_thread(self._pack, samples)
+        batch = await asyncio.to_thread(pack_samples, samples, config=self._config)
         await asyncio.to_thread(self._add_metrics, metrics, groups, credit, batch, version)
         return PreparedBatch(
             policy_version=version,
@@ -124,7 +130,7 @@ class BatchPreparation:
         size = -(-config.prompts_per_step // config.portions)
         groups: list[ScoredGroup] = []
         credits: list[Credit] = []
-        sent: list[OptimizerStep] = []  # rank 0's
+        sent: list[tuple[OptimizerStep, ...]] = []  # portions, each by rank
         while True:
             portion = await self._buffer.next_portion(num_groups=size, num_taken=len(groups))
             taken_at = time.perf_counter()
@@ -141,7 +147,7 @@ class BatchPreparation:
                 self._buffer.discard_batch(groups, reason="no_loss_tokens")
                 return None
             steps = await asyncio.to_thread(self._pack_portion, samples)
-            sent.append(steps[0])
+            sent.append(steps)
             if is_last:
                 break
             await self._accumulate(steps)
@@ -150,9 +156,8 @@ class BatchPreparation:
             groups=tuple(each for credit in credits for each in credit.groups),
             detail=tuple(each for credit in credits for each in credit.detail),
         )
-        batch = _with_counts_of(sent, last=steps)
+        batch = _joined(sent, num_last=len(sent))
         await asyncio.to_thread(self._add_metrics, metrics, groups, whole, batch, version)
-        metrics.add("batch/num_micro_batches", sum(len(step.micro_batches) for step in sent[:-1]))
         return PreparedBatch(
             policy_version=version,
             groups=groups,
@@ -161,6 +166,7 @@ class BatchPreparation:
             metrics=metrics,
             taken_at=taken_at,
             rescored_at=taken_at,
+            remaining=_joined(sent, num_last=1),
         )
 
     async def _with_new_scores(self, groups: list[ScoredGroup], version: int) -> tuple[list[ScoredGroup], int]:
@@ -179,18 +185,7 @@ class BatchPreparation:
 
     def _credit(self, groups: list[ScoredGroup]) -> tuple[Credit, list[TrainingSample]]:
         credit = self._algorithm.credit(groups)
-        by_group = (make_samples(group, credit=own) for group, own in zip(groups, credit.groups, strict=True))
-        return credit, [sample for samples in by_group for sample in samples]
-
-    def _pack(self, samples: list[TrainingSample]) -> TrainingBatch:
-        config = self._config.batch
-        return pack_batch(
-            samples,
-            num_ranks=self._config.learner.num_ranks,
-            tokens_per_microbatch=config.tokens_per_microbatch,
-            optimizer_steps=config.optimizer_steps,
-            skip_zero_advantages=config.skip_zero_advantages,
-        )
+        return credit, make_batch_samples(groups, credit=credit.groups)
 
     def _pack_portion(self, samples: list[TrainingSample]) -> tuple[OptimizerStep, ...]:
         config = self._config.batch
@@ -209,13 +204,31 @@ class BatchPreparation:
         add_batch_metrics(metrics, batch, num_groups=len(groups))
 
 
-def _with_counts_of(sent: Sequence[OptimizerStep], *, last: Sequence[OptimizerStep]) -> TrainingBatch:
-    """The last portion, by rank, with the denominators of all that was sent."""
-    num_loss_tokens = sum(step.num_loss_tokens for step in sent)
-    num_sequences = sum(step.num_sequences for step in sent)
+def pack_samples(samples: Sequence[TrainingSample], *, config: Config) -> TrainingBatch:
+    """The batch of an update, as the configuration splits it. Raises ValueError as in `pack_batch`."""
+    return pack_batch(
+        samples,
+        num_ranks=config.learner.num_ranks,
+        tokens_per_microbatch=config.batch.tokens_per_microbatch,
+        optimizer_steps=config.batch.optimizer_steps,
+        skip_zero_advantages=config.batch.skip_zero_advantages,
+    )
+
+
+def _joined(portions: Sequence[Sequence[OptimizerStep]], *, num_last: int) -> TrainingBatch:
+    """The last `num_last` of the portions, each by rank, as one step with the denominators of all of them."""
+    num_loss_tokens = sum(portion[0].num_loss_tokens for portion in portions)
+    num_sequences = sum(portion[0].num_sequences for portion in portions)
     return TrainingBatch(
         steps_by_rank=tuple(
-            (replace(step, num_loss_tokens=num_loss_tokens, num_sequences=num_sequences),) for step in last
+            (
+                OptimizerStep(
+                    micro_batches=tuple(each for step in steps[-num_last:] for each in step.micro_batches),
+                    num_loss_tokens=num_loss_tokens,
+                    num_sequences=num_sequences,
+                ),
+            )
+            for steps in zip(*portions, strict=True)
         ),
         num_loss_tokens=num_loss_tokens,
         num_sequences=num_sequences,

@@ -158,6 +158,11 @@ def _version(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("update_"))
 
 
+def checkpoint_directory(run_folder: Path, *, policy_version: int) -> Path:
+    """Where the finished checkpoint of a policy version lies, if there is one."""
+    return run_folder / "checkpoints" / f"update_{policy_version:06d}"
+
+
 def learner_directory(checkpoint: Path) -> Path:
     return checkpoint / "learner"
 

@@ -38,6 +38,7 @@ from system.runtime.batch_preparation import BatchPreparation, PreparedBatch
 from system.runtime.checkpoint import CheckpointStore, RunState
 from system.runtime.drop_watch import DropWatch
 from system.runtime.evaluator import EvaluationResult, Evaluator
+from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_group import LearnerGroup
@@ -67,6 +68,7 @@ class Parts:
     checkpoints: CheckpointStore
     preemption: Preemption
     restarts: LearnerRestarts
+    flight_recorder: FlightRecorder
 
 
 @dataclass(slots=True, kw_only=True)
@@ -270,7 +272,9 @@ class Controller:
         parts, version = self._parts, self.outcome.policy_version
         self._reports.submit(self._show_heat_maps, prepared, policy_version=version)
         with self._phase("train"):
-            result, manifest = await parts.learner_group.train_and_publish(prepared.batch)
+            self._reports.submit(parts.flight_recorder.begin, prepared, policy_version=version)
+            result, manifest = await parts.learner_group.train_and_publish(prepared.to_send)
+        self._reports.submit(parts.flight_recorder.finish, result)
         self._metrics.extend(result.metrics)
         if not result.has_new_weights:
             text = f"the gradient of the batch after policy version {version} was NaN or infinite; it is left out"

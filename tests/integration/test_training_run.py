@@ -1,5 +1,6 @@
 """Whole runs: real Ray, real vLLM, real DeepSpeed, the embedded policy."""
 
+import json
 import re
 import shutil
 import time
@@ -19,6 +20,8 @@ from credence_process import (
     summary,
     wait_for_phase,
 )
+
+from system.cli import main
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -51,6 +54,26 @@ def test_metrics_have_a_line_for_each_update(undisturbed: Path) -> None:
         assert line["metrics"]["staleness/max_versions"] == 0
         assert abs(line["metrics"]["learner/mismatch_kl_nats"]) < 1e-6
     assert {"eval/accuracy_sampled", "eval/accuracy_greedy"} <= set(lines[2]["metrics"])
+
+
+def test_a_recorded_update_is_computed_again_bit_for_bit(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after_a_checkpoint = main(["replay", str(undisturbed), "--step", "3", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    by_name = {finding["what"]: finding for finding in found["findings"]}
+
+    assert after_a_checkpoint == 0, found
+    assert found["not_computed"] == []
+    assert by_name["reward: verifier"]["num_compared"] == 8 * 4
+    assert by_name["advantages"]["largest_difference"] == 0.0
+    metrics = metric_lines(undisturbed)[3]["metrics"]
+    for name in ("learner/loss", "learner/mismatch_kl_nats", "learner/ratio_max", "learner/gradient_norm"):
+        assert float(by_name[name]["recorded"]) == pytest.approx(metrics[name], rel=1e-6, abs=1e-12)
+        assert by_name[name]["is_reproduced"], by_name[name]
+
+    assert main(["replay", str(undisturbed), "--step", "2"]) == 0
+    assert "it needs the weights of policy version 1" in capsys.readouterr().out
+    assert main(["replay", str(undisturbed), "--step", "1"]) == 2
+    assert "update 1 is not recorded" in capsys.readouterr().err
 
 
 def test_resumed_run_writes_the_same_metrics_as_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:

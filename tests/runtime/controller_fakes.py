@@ -31,6 +31,7 @@ from system.reports.guards import GUARD_METRICS
 from system.reports.metrics import SYSTEM_METRICS
 from system.runtime.checkpoint import RunState
 from system.runtime.controller import Controller, Parts
+from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
 from system.runtime.learner_recovery import LearnerRecovery, Position
@@ -274,7 +275,9 @@ class FakeRun:
         random: Random | None = None,
         poison: frozenset[int] = frozenset(),
         is_valid: Callable[[int], bool] = lambda prompt: True,
+        run_folder: Path | None = None,
     ) -> None:
+        """With a `run_folder` the flight recorder writes into it."""
         self.config = config
         self.controller: Controller | None = None  # once it runs
         self.random = random or Random(0)
@@ -295,6 +298,12 @@ class FakeRun:
         )
         self.buffer: GroupBuffer  # of the present controller
         self.reporter = FakeReporter()
+        self.flight_recorder = FlightRecorder(
+            run_folder or Path("unused"),
+            config=config,
+            alert=self.reporter.alert,
+            num_steps=None if run_folder is not None else 0,
+        )
         self.checkpoints = FakeCheckpoints()
         self.learners = FakeLearners(
             max_staleness=config.controller.max_staleness, pause=self.pause, checkpoints=self.checkpoints
@@ -368,6 +377,7 @@ class FakeRun:
             "checkpoints": self.checkpoints,
             "preemption": self.preemption,
             "restarts": self.restarts,
+            "flight_recorder": self.flight_recorder,
         }
         self.controller = Controller(
             config=self.config,

@@ -83,6 +83,7 @@ class Barl(Algorithm):
             by_policy="actors.scoring.barl.scorer:BeliefScorer",
             options=options,
             note=f"beliefs over the reference answer{others}",
+            record=BeliefTrace,
         )
 
     def credit(self, groups: Sequence[ScoredGroup]) -> Credit:
