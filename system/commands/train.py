@@ -195,8 +195,6 @@ async def _train_with_actors(
     restarts = LearnerRestarts(max_restarts=config.learner.max_restarts)
 
     def make_controller(learner_group: LearnerGroup, state: RunState | None) -> Controller:
-        if state is not None:
-            inputs.training_prompts.go_to(state.cursor)
         parts = _connect(
             config,
             folder,
@@ -252,7 +250,9 @@ def _connect(
     restarts: LearnerRestarts,
     flight_recorder: FlightRecorder,
 ) -> Parts:
-    """Everything of the driver process that stands between the actors."""
+    """Everything of the driver process that stands between the actors; `state` is where the run goes on."""
+    if state is not None:
+        inputs.training_prompts.go_to(state.cursor)
     return Parts(
         algorithm=inputs.algorithm,
         learner_group=learner_group,
