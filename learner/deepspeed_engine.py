@@ -6,8 +6,6 @@ DeepSpeed is imported when the engine starts, because it fixes its accelerator a
 import logging
 import math
 import os
-import pickle
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner.optimizer_shards import OptimizerShards
+from learner.shard_files import HostCopy, read_shards
 from system.config.schema import LearnerConfig
-from system.errors import CheckpointError
 from system.numerics.policy_model import PolicyModel
 
-_CHECKPOINT_TAG = "engine"
 _MODEL_PREFIX = "causal_lm."  # of PolicyModel, before the HF names
 
 
@@ -36,6 +34,7 @@ class DeepSpeedEngine:
         self._config = config
         self._num_ranks = num_ranks
         self._rank = rank
+        self._host_copy: HostCopy | None = None
         # fused: one kernel over each tensor instead of several passes over memory, on CPU and on GPU.
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -154,21 +153,24 @@ class DeepSpeedEngine:
                     weights[name] = full.to("cpu", copy=True) if is_sharded else full.contiguous()
         return weights
 
-    def save(self, directory: str) -> list[Path]:
-        """Writes parameters and optimizer state of all ranks into `directory`; the files that this rank wrote."""
-        self._engine.save_checkpoint(directory, tag=_CHECKPOINT_TAG, save_latest=False)
-        return [path for path in Path(directory).rglob("*") if path.is_file() and _writer(path) == self._rank]
+    def host_copy(self) -> HostCopy:
+        """Copies this rank's part of the float32 weights and of AdamW's state into host memory, to be written later.
 
-    def load(self, directory: str) -> None:
-        """Restores what `save` wrote. Raises CheckpointError when it is no checkpoint, or holds more than data."""
-        if not any(Path(directory, _CHECKPOINT_TAG).glob("*.pt")):
-            raise CheckpointError(f"{directory} holds no complete DeepSpeed checkpoint")
-        try:
-            with _only_data_is_unpickled():
-                self._engine.load_checkpoint(directory, tag=_CHECKPOINT_TAG)
-        except pickle.UnpicklingError as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{directory} holds what is no data of a checkpoint: {reason}") from error
+        The memory is used again by the next copy.
+        """
+        if self._host_copy is None:
+            self._host_copy = HostCopy(self._shards(), rank=self._rank, num_ranks=self._num_ranks)
+        self._host_copy.take()
+        return self._host_copy
+
+    def load(self, directory: str, *, num_files: int) -> None:
+        """Restores what the host copies of `num_files` ranks of any ZeRO stage wrote. Raises CheckpointError."""
+        shards = self._shards()
+        read_shards(Path(directory), into=shards, num_files=num_files)
+        shards.push_to_parameters()
+
+    def _shards(self) -> OptimizerShards:
+        return OptimizerShards(self.parameters(), optimizer=self._engine.optimizer, adam=self._engine.basic_optimizer)
 
     def synchronise(self) -> None:
         """Waits for the device, so that wall-clock times belong to the phase that caused them."""
@@ -226,24 +228,3 @@ def deepspeed_settings(config: LearnerConfig) -> dict[str, Any]:
         # Without ZeRO, DeepSpeed accumulates in the parameters' own precision only.
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     return settings
-
-
-def _writer(path: Path) -> int:
-    """The rank that writes a file of a DeepSpeed checkpoint: parts are numbered, rank 0 writes the rest."""
-    part = re.search(r"zero_pp_rank_(\d+)_", path.name)
-    return int(part[1]) if part else 0
-
-
-@contextmanager
-def _only_data_is_unpickled() -> Iterator[None]:
-    """DeepSpeed asks torch for a whole unpickler, which would execute what a file tells it to."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
-    finally:
-        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]

@@ -1,10 +1,12 @@
 """The policy as a folder in Hugging Face format: the folder that it came from, with other weights.
 
-Called by the learner at each checkpoint; transformers and vLLM load it.
+Written by the learner's rank 0 for each checkpoint, from the snapshot that it has published; transformers and vLLM load
+it.
 """
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +14,9 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
 
-from system.data.file_stamps import FileStamp, stamp_files
+from system.weights.digest import checked_buckets
+from system.weights.manifest import WeightsManifest
+from system.weights.store import Buckets
 
 # Weights in any format: everything else in a model's folder says what the model is.
 _WEIGHT_FILES = (
@@ -28,8 +32,8 @@ def export_hf(
     weights: dict[str, Tensor],
     source: Path,
     max_bytes_per_file: int = 5_000_000_000,  # the Hub's convention
-) -> dict[str, FileStamp]:
-    """Writes `weights` beside copies of the other files of `source`; rank 0 only. Returns the files by path.
+) -> list[Path]:
+    """Writes `weights` beside copies of the other files of `source`; rank 0 only. Returns the files.
 
     The end tokens of generation_config.json, the chat template, the tokenizer, processors and code files come along.
     `weights` has HF names; a tied LM head is left out and config.json says that it is tied.
@@ -43,7 +47,13 @@ def export_hf(
         _write(files[0], path=folder / "model.safetensors")
     else:
         _write_parts(files, folder=folder)
-    return stamp_files(path for path in folder.rglob("*") if path.is_file())
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def snapshot_weights(manifest: WeightsManifest, *, fetch: Callable[[Sequence[object]], Buckets]) -> dict[str, Tensor]:
+    """The tensors of a published snapshot by HF name, checked against its checksums: views of the store, read-only."""
+    buffers = (torch.from_numpy(buffer) for buffer in fetch(manifest.references))
+    return {name: tensor for bucket in checked_buckets(buffers, manifest) for name, tensor in bucket}
 
 
 def description_folder(model_path: str, *, revision: str | None) -> Path:

@@ -6,26 +6,27 @@ one object.
 | call                                                        | who calls it                        |
 |-------------------------------------------------------------|-------------------------------------|
 | start, train_step, gather_full_weights, canary_logprobs,    | all ranks, in the same order        |
-| save_checkpoint, load_checkpoint, export_hf, shutdown       | (each may end in a collective)      |
+| load_checkpoint, shutdown                                   | (each may end in a collective)      |
+| capture_checkpoint                                          | all ranks                           |
 | policy_version                                              | any rank                            |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from learner.checkpoint import LearnerState, load_checkpoint, save_checkpoint
+from learner.checkpoint import LearnerState, capture_checkpoint, load_checkpoint
 from learner.deepspeed_engine import DeepSpeedEngine, join_process_group
-from learner.export import description_folder, export_hf
+from learner.export import description_folder
 from learner.packed_loss import PackedLoss
 from learner.schedule import learning_rate_at
 from learner.step_statistics import StepClock, StepStatistics, step_metrics
 from system.config.schema import LearnerConfig, LossConfig
-from system.data.file_stamps import FileStamp
 from system.errors import GradientError
 from system.numerics.policy_model import PolicyModel, load_policy_model, persistent_buffers, sequence_statistics
 from system.records import FloatArray, OptimizerStep, StepResult
@@ -198,24 +199,16 @@ class Learner:
         logprobs: FloatArray = statistics.logprobs.cpu().numpy()
         return logprobs
 
-    def save_checkpoint(self, directory: str) -> dict[str, FileStamp]:
-        """Writes this rank's part into a folder shared by all ranks; the caller renames it when all are done."""
-        return save_checkpoint(directory, engine=self._engine, state=self._state(), rank=self._rank)
+    def capture_checkpoint(self, directory: str) -> Callable[[], Sequence[Path]]:
+        """Copies this rank's state into host memory; what is returned writes it, at any time before the next copy."""
+        return capture_checkpoint(directory, engine=self._engine, state=self._state(), rank=self._rank)
 
     def load_checkpoint(self, directory: str, *, policy_version: int) -> None:
-        """Continues where `save_checkpoint` stood. Raises CheckpointError when it does not fit."""
+        """Continues where the copy was taken. Raises CheckpointError when it does not fit."""
         expected = replace(self._state(), policy_version=policy_version)
-        load_checkpoint(directory, engine=self._engine, expected=expected)
+        saved = load_checkpoint(directory, engine=self._engine, expected=expected)
         self._policy_version = policy_version
-
-    def export_hf(self, directory: str) -> dict[str, FileStamp]:
-        """Rank 0 writes a folder that transformers and vLLM load; the files of this rank, by path."""
-        files: dict[str, FileStamp] = {}
-        weights = self.gather_full_weights()
-        if self._rank == 0:
-            files = export_hf(directory, weights=weights | self._buffers, source=self._description_folder)
-        torch.distributed.barrier()
-        return files
+        self._num_skipped_in_a_row = saved.num_skipped_in_a_row
 
     def shutdown(self) -> None:
         """Leaves the group; safe to call when `start` did not finish."""
@@ -231,6 +224,7 @@ class Learner:
             num_ranks=self._num_ranks,
             zero_stage=self._config.zero_stage,
             dtype=self._config.dtype,
+            num_skipped_in_a_row=self._num_skipped_in_a_row,
         )
 
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from learner.background_writer import Write
 from system.errors import CheckpointError
 from system.weights.digest import both_sums, named_tensors, slot_view, snapshot_digest
 from system.weights.manifest import Bucket, WeightsManifest, from_plain, to_plain
@@ -38,11 +39,11 @@ class ScoringSnapshots(Protocol):
     def choose(self, manifest: WeightsManifest) -> WeightsManifest | None:
         """What scores from now on; None: `manifest` itself."""
 
-    def save(self, directory: str) -> list[Path]:
-        """Write what cannot be had from the newest weights alone; the files that were written."""
+    def capture(self, directory: str) -> Write:
+        """Copy what cannot be had from the newest weights alone; what is returned writes it, at any later time."""
 
     def load(self, directory: str) -> None:
-        """Continue from a `save`. Raises CheckpointError when there is none of this mode."""
+        """Continue from a `capture`. Raises CheckpointError when there is none of this mode."""
 
 
 class NewestSnapshot:
@@ -57,8 +58,8 @@ class NewestSnapshot:
     def choose(self, manifest: WeightsManifest) -> WeightsManifest | None:
         return None
 
-    def save(self, directory: str) -> list[Path]:
-        return []
+    def capture(self, directory: str) -> Write:
+        return list
 
     def load(self, directory: str) -> None:
         pass
@@ -81,16 +82,20 @@ class LaggedSnapshots(NewestSnapshot):
         self._past.append(manifest)
         return self._past[0] if self._past[0] is not manifest else None
 
-    def save(self, directory: str) -> list[Path]:
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        files = []
-        for manifest in self._past:
-            buffers = enumerate(self._fetch(manifest.references))
-            buckets = {f"{number:06d}": torch.tensor(buffer) for number, buffer in buffers}
-            files.append(folder / f"version_{manifest.policy_version:06d}.safetensors")
-            save_file(buckets, files[-1], metadata={"manifest": json.dumps(to_plain(manifest))})
-        return files
+    def capture(self, directory: str) -> Write:
+        folder, past = Path(directory), list(self._past)  # snapshots in the store never change
+
+        def write() -> Sequence[Path]:
+            folder.mkdir(parents=True, exist_ok=True)
+            files = []
+            for manifest in past:
+                buffers = enumerate(self._fetch(manifest.references))
+                buckets = {f"{number:06d}": torch.tensor(buffer) for number, buffer in buffers}
+                files.append(folder / f"version_{manifest.policy_version:06d}.safetensors")
+                save_file(buckets, files[-1], metadata={"manifest": json.dumps(to_plain(manifest))})
+            return files
+
+        return write
 
     def load(self, directory: str) -> None:
         self._past.clear()
@@ -147,11 +152,16 @@ class AveragedSnapshot(NewestSnapshot):
             canary_logprobs=None,
         )
 
-    def save(self, directory: str) -> list[Path]:
-        path = Path(directory) / _AVERAGE_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(self._average, path, metadata={"policy_version": str(self._policy_version)})
-        return [path]
+    def capture(self, directory: str) -> Write:
+        path, version = Path(directory) / _AVERAGE_FILE, self._policy_version
+        average = {name: value.clone() for name, value in self._average.items()}
+
+        def write() -> Sequence[Path]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(average, path, metadata={"policy_version": str(version)})
+            return [path]
+
+        return write
 
     def load(self, directory: str) -> None:
         path = Path(directory) / _AVERAGE_FILE

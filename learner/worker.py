@@ -1,22 +1,25 @@
 """One learner rank as the rest of the system sees it: a Learner that also publishes its weights and broadcasts them.
 
 A plain class; system/runtime/placement.py makes it a Ray actor. Methods run one at a time, in the order of the calls,
-but for `is_alive`.
+but for `written_checkpoint` and `is_alive`, which are answered beside them.
 """
 
 from __future__ import annotations
 
+import functools
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from learner.background_writer import BackgroundWriter, Write
+from learner.export import export_hf, snapshot_weights
 from learner.learner import Learner
 from learner.publisher import SnapshotPublisher
 from learner.scoring_snapshots import AveragedSnapshot, LaggedSnapshots, NewestSnapshot, ScoringSnapshots
 from system.config.schema import ScorerConfig, WeightSyncConfig
-from system.data.file_stamps import FileStamp, stamp_files
+from system.data.file_stamps import FileStamp
 from system.errors import WeightSyncError
 from system.records import OptimizerStep, StepResult
 from system.weights import store
@@ -29,6 +32,10 @@ class LearnerWorker(Learner):
 
     _group: WeightGroup | None = None
     _newest: tuple[int, WeightsManifest | None] | None = None  # version that was published last; manifest on rank 0
+
+    @functools.cached_property
+    def _writer(self) -> BackgroundWriter:
+        return BackgroundWriter(who=f"learner rank {self._rank}")
 
     def rendezvous(self) -> tuple[str, int]:
         """This node's address and a free port; where the ranks meet, or a weight group."""
@@ -99,9 +106,35 @@ class LearnerWorker(Learner):
         except OSError:
             return False
 
-    def save_scoring_snapshots(self, directory: str) -> dict[str, FileStamp]:
-        """What scorers need besides the newest weights (rank 0), into `directory`; the files of this rank, by path."""
-        return stamp_files(self._scoring.save(directory)) if self._rank == 0 else {}
+    def start_checkpoint(self, *, learner: str, policy: str, scorer: str) -> None:
+        """Copy what a checkpoint needs of the present version and have it written into these folders, in a thread.
+
+        Rank 0 also writes the policy in Hugging Face format and what scorers need besides the newest weights. Waits
+        for the checkpoint before.
+        """
+        self._writer.settle()
+        writes: list[Write] = [self.capture_checkpoint(learner)]
+        if self._rank == 0:
+            writes += [self._export(policy), self._scoring.capture(scorer)]
+        self._writer.start(writes)
+
+    def written_checkpoint(self) -> dict[str, FileStamp]:
+        """Waits until the newest checkpoint is on disk; the files of this rank, by path. Raises CheckpointError."""
+        return self._writer.wait()
+
+    def _export(self, directory: str) -> Write:
+        """The published snapshot is in the store already, and nothing changes it there."""
+        assert self._newest is not None
+        version, manifest = self._newest
+        assert manifest is not None
+        assert version == self.policy_version, "the weights have to be published before they are exported"
+        buffers, source = self._buffers, self._description_folder
+
+        def write() -> Sequence[Path]:
+            weights = snapshot_weights(manifest, fetch=self._fetch)
+            return export_hf(directory, weights=weights | buffers, source=source)
+
+        return write
 
     def load_scoring_snapshots(self, directory: str) -> None:
         """Raises CheckpointError when the checkpoint does not continue scorer.mode."""

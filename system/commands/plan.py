@@ -229,6 +229,7 @@ def _derivation_lines(config: Config, *, run: RunPlan) -> list[str]:
     batch = plan_batch(config.batch, max_sequence_tokens=longest, num_ranks=config.learner.num_ranks)
     knobs = config.batch
     passes = f" = {run.num_prompts / run.num_problems['train']:.2f} passes" if run.num_problems.get("train") else ""
+    best = f" and the best {config.checkpoint.keep_best}" if config.checkpoint.keep_best else ""
     limit = "" if config.run.max_seconds is None else f", or until {config.run.max_seconds:g} s have passed"
     return [
         "One optimizer step, from the three batch knobs",
@@ -245,7 +246,7 @@ def _derivation_lines(config: Config, *, run: RunPlan) -> list[str]:
         + ", ".join(f"{rate:.3g} at update {update + 1}" for update, rate in run.learning_rates),
         f"  evaluations          {run.num_evaluations} on {config.evaluation.split},"
         f" {run.evaluation_completions:,} completions",
-        f"  checkpoints          {run.num_checkpoints}, the newest {config.checkpoint.keep} kept in"
+        f"  checkpoints          {run.num_checkpoints}, the newest {config.checkpoint.keep}{best} kept in"
         f" {config.run.directory}/{config.run.name}",
     ]
 

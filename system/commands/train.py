@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from system.commands.metrics_reference import RUN_METRICS
+from system.commands.resume_point import open_resumed
 from system.commands.run_inputs import RunInputs, read_inputs
 from system.commands.run_learners import RunLearners
 from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.machine import free_run_folder
-from system.config.schema import Config
+from system.config.schema import CheckpointConfig, Config
 from system.errors import ClusterLostError
 from system.metrics import MetricTable
 from system.records import Prompt
@@ -102,21 +103,21 @@ def main_train(config: Config, *, resume: str | None = None) -> int:
 def open_run_folder(config: Config, *, resume: str | None) -> RunFolder:
     """The folder of a new run, run.directory/run.name (or the next free -2, -3, ...), or the one to resume.
 
-    A new one is made when Ray runs. Raises CheckpointError for a checkpoint that is not whole.
+    A new one is made when Ray runs. Raises CheckpointError when there is no whole checkpoint, or when the one that was
+    asked for is not.
     """
     if resume is not None:
         directory, policy_version = split_resume(resume)
         path = Path(directory).resolve()
-        checkpoints = CheckpointStore(path, keep=config.checkpoint.keep)
-        checkpoints.discard_partial()
-        checkpoint, state = checkpoints.open(policy_version)
-        for newer in checkpoints.set_newer_aside(checkpoint):
-            print(f"{newer.name} belongs to another continuation: set aside as {newer.name}.superseded")
+        checkpoints = _store(path, config=config.checkpoint)
+        checkpoint, state = open_resumed(checkpoints, policy_version=policy_version, run_folder=path)
         return RunFolder(path=path, checkpoints=checkpoints, resumed_from=checkpoint, resumed=state)
     path = free_run_folder(config.run)
-    return RunFolder(
-        path=path, checkpoints=CheckpointStore(path, keep=config.checkpoint.keep), resumed_from=None, resumed=None
-    )
+    return RunFolder(path=path, checkpoints=_store(path, config=config.checkpoint), resumed_from=None, resumed=None)
+
+
+def _store(run_folder: Path, *, config: CheckpointConfig) -> CheckpointStore:
+    return CheckpointStore(run_folder, keep=config.keep, keep_best=config.keep_best, best_metric=config.best_metric)
 
 
 async def _train(
@@ -294,7 +295,8 @@ def make_evaluator(config: Config, *, prompts: Sequence[Prompt], pools: Pools) -
 
 
 def _summarise(folder: RunFolder, *, outcome: Outcome, ledger: LedgerTotals, seconds: float) -> None:
-    print(write_summary(folder.path, outcome=outcome, ledger=ledger, seconds=seconds))
+    best = folder.checkpoints.best()
+    print(write_summary(folder.path, outcome=outcome, ledger=ledger, seconds=seconds, best_checkpoint=best))
 
 
 def _how_to_continue(folder: RunFolder) -> str:

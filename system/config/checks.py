@@ -50,6 +50,7 @@ def check_config(config: Config, *, check_devices: bool) -> None:
     check_algorithm(config)
     check_loss(config)
     check_learner(config.learner)
+    check_checkpoints(config)
     check_weight_sync(config)
     check_cluster(config.cluster)
     if check_devices:
@@ -276,6 +277,20 @@ def check_learner(learner: LearnerConfig) -> None:
             given=True,
             expected="false with learner.device=cpu, where the state is in host memory already",
             fix="learner.offload_optimizer=false",
+        )
+
+
+def check_checkpoints(config: Config) -> None:
+    """The best checkpoint is known only where the weights that are saved are evaluated."""
+    saves, evaluations = config.checkpoint.every_updates, config.evaluation.every_updates
+    if config.checkpoint.keep_best and saves is not None and (evaluations is None or saves % evaluations):
+        raise ConfigError(
+            "checkpoint.keep_best",
+            given=f"{config.checkpoint.keep_best} with checkpoint.every_updates={saves} and "
+            f"evaluation.every_updates={evaluations or 'null'}",
+            expected="checkpoint.every_updates a multiple of evaluation.every_updates, so that all weights that are "
+            "saved are evaluated",
+            fix=f"evaluation.every_updates={saves}",
         )
 
 

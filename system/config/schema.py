@@ -316,6 +316,17 @@ class CheckpointConfig:
         "Save every this many updates (and at the end); null: only at the end.", 50, minimum=1
     )
     keep: int = key("Newest checkpoints kept.", 2, minimum=1)
+    keep_best: int = key(
+        "Besides these, checkpoints kept whose weights had the best evaluation; best.json names the first of them.",
+        0,
+        minimum=0,
+    )
+    best_metric: Literal["eval/accuracy_greedy", "eval/accuracy_sampled"] = key(
+        "What makes an evaluation the best (keep_best).", "eval/accuracy_greedy"
+    )
+    write_timeout_seconds: float = key(
+        "Deadline for the learner ranks to write a checkpoint, which they do while training goes on.", 1800.0, above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

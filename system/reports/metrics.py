@@ -160,6 +160,11 @@ RUNTIME_METRICS = (
         reduction="sum",
     ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
+    MetricDefinition(
+        name="checkpoint/write_seconds",
+        description="Writing of the checkpoints that were finished, while training went on.",
+        reduction="sum",
+    ),
     *_defined(
         "last",
         {

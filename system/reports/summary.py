@@ -35,13 +35,22 @@ class RunOutcome(Protocol):
     def stopped_by(self) -> str: ...
 
 
-def write_summary(folder: Path, *, outcome: RunOutcome, ledger: LedgerTotals, seconds: float) -> str:
+def write_summary(
+    folder: Path,
+    *,
+    outcome: RunOutcome,
+    ledger: LedgerTotals,
+    seconds: float,
+    best_checkpoint: tuple[str, float] | None = None,
+) -> str:
     """Writes the three files into the run folder and returns the page as text.
 
-    `seconds` is the running time over all sessions. Figures of evaluations that did not take place are null.
+    `seconds` is the running time over all sessions; `best_checkpoint` the name of the one that is kept for its
+    evaluation, and that value. Figures of evaluations that did not take place are null.
     """
     history = read_history(folder / "metrics.jsonl")
     summary = summarise(history, outcome=outcome, ledger=ledger, seconds=seconds)
+    summary |= dict(zip(("best_checkpoint", "best_checkpoint_value"), best_checkpoint or (None, None), strict=True))
     draw_curves(history, path=folder / "curves.png", title=folder.name)
     write_json_atomically(folder / "summary.json", summary)
     page = render_page(summary, folder=folder)
@@ -134,6 +143,7 @@ def render_page(summary: Summary, *, folder: Path) -> str:
         _before_after_row("reflection words", summary=summary, name="reflection_words_mean", form="{:.2f}"),
         "",
         *_cost_lines(summary),
+        *_best_line(summary),
         "",
         "Curves: `curves.png`, `pass_at_k.png`. Every update: `metrics.jsonl`. "
         "Samples: `completions.jsonl`, `rollouts/`.",
@@ -190,6 +200,11 @@ def _restart_lines(summary: Summary, *, num_undone: JsonValue) -> list[str]:
         f"({_number(summary['learner_recovery_seconds'], '{:.0f}')} s until the next update); "
         f"{num_undone} trained groups were undone with it and trained anew, none twice.",
     ]
+
+
+def _best_line(summary: Summary) -> list[str]:
+    name, value = summary.get("best_checkpoint"), summary.get("best_checkpoint_value")
+    return [] if name is None else [f"- Best checkpoint: `checkpoints/{name}` ({_number(value, '{:.1%}')})."]
 
 
 def _alarms(history: MetricHistory) -> dict[str, JsonValue]:

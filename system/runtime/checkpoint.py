@@ -4,15 +4,19 @@
     RUN_DIR/checkpoints/update_000050/              state.json, learner/ (DeepSpeed), policy/ (Hugging Face format),
                                                     scorer/ (average or past weights of the scoring replicas)
     RUN_DIR/checkpoints/update_000050.superseded/   left behind when the run was resumed from an older one
+    RUN_DIR/checkpoints/update_000050.corrupt/      not whole when the run was resumed
+    RUN_DIR/checkpoints/update_000050.deleted/      while it is deleted
+    RUN_DIR/checkpoints/best.json                   which checkpoint has the best evaluation (checkpoint.keep_best)
 
 state.json is written last. It holds the run state, the size and hash of every other file, and a hash of itself;
 all of them are checked before anything is loaded.
 
-Written by the controller; read by `credence train --resume` and `credence evaluate`.
+Written by checkpoint_writing.py; read by `credence train --resume` and `credence evaluate`.
 """
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,13 +27,16 @@ from typing import Any, TypedDict
 import numpy as np
 
 from system.data.file_stamps import FileStamp, faults, stamp_files, sync_folder, write_synced
+from system.data.json_values import JsonValue
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
 from system.records import Prompt
 from system.reports.guards import GuardState
+from system.reports.recorder import write_json_atomically
 from system.runtime.ledger import LedgerState
 
 _STATE_FILE = "state.json"
+_BEST_FILE = "best.json"
 _NAME = re.compile(r"update_(\d{6,})")
 
 
@@ -53,14 +60,29 @@ class RunState:
     seconds: float  # running time since the start, over all sessions
     canary_max_abs_diff: float
     guards: GuardState | None  # what the guards against reward hacking have seen; None: nothing
+    evaluation: dict[str, float] | None = None  # metrics of the evaluation of these weights; None: there was none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewestWhole:
+    """The newest checkpoint that is whole, and what is wrong with the newer ones, newest first."""
+
+    path: Path
+    state: RunState
+    faults: dict[Path, str]
 
 
 class CheckpointStore:
     """The checkpoints of one run. `partial_directory` and `commit` bracket the writing of a new one."""
 
-    def __init__(self, run_directory: Path, *, keep: int) -> None:
+    def __init__(
+        self, run_directory: Path, *, keep: int, keep_best: int = 0, best_metric: str = "eval/accuracy_greedy"
+    ) -> None:
+        """Kept are the newest `keep`, and of those whose weights were evaluated the `keep_best` best."""
         self._directory = run_directory / "checkpoints"
         self._keep = keep
+        self._keep_best = keep_best
+        self._best_metric = best_metric
 
     def partial_directory(self, policy_version: int) -> Path:
         """An empty folder to write into; nothing reads it before `commit`."""
@@ -70,7 +92,7 @@ class CheckpointStore:
         return directory
 
     def commit(self, directory: Path, state: RunState, *, written: Mapping[str, FileStamp]) -> Path:
-        """Write the run state last, give the folder its final name, and delete the oldest beyond `keep`.
+        """Write the run state last, give the folder its final name, and delete those that need not be kept.
 
         `written`: what the learner ranks wrote, by path. Raises CheckpointError when this node does not see it.
         """
@@ -90,17 +112,25 @@ class CheckpointStore:
         for folder in (path for path in (directory, *directory.rglob("*")) if path.is_dir()):
             sync_folder(folder)
         final = directory.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            _rename(final, suffix=".deleted")
         directory.rename(final)
         sync_folder(self._directory)
+        best = self._write_best()
         for old in self.complete()[: -self._keep]:
-            shutil.rmtree(old)
+            if old not in best:
+                # a name of its own first: a run may be killed in the middle of deleting
+                _rename(old, suffix=".deleted")
+        for deleted in self._directory.glob("update_*.deleted"):
+            shutil.rmtree(deleted)
         return final
 
-    def discard_partial(self) -> None:
-        """Remove what an interrupted save left behind."""
-        for directory in self._directory.glob("update_*.partial"):
+    def discard_partial(self) -> list[Path]:
+        """Remove what interrupted saves and deletions left behind; the saves that were not finished."""
+        unfinished = sorted(self._directory.glob("update_*.partial"))
+        for directory in (*unfinished, *self._directory.glob("update_*.deleted")):
             shutil.rmtree(directory, ignore_errors=True)
+        return unfinished
 
     def complete(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -132,14 +162,53 @@ class CheckpointStore:
         except CheckpointError as error:
             raise CheckpointError(f"{error}. {self._advice(but=chosen)}") from error
 
-    def set_newer_aside(self, checkpoint: Path) -> list[Path]:
+    def newest_whole(self) -> NewestWhole:
+        """The checkpoint from which a run goes on that was asked for no other. Raises CheckpointError without one."""
+        self.latest()
+        found: dict[Path, str] = {}
+        for path in reversed(self.complete()):
+            try:
+                return NewestWhole(path=path, state=load_run_state(path), faults=found)
+            except CheckpointError as error:
+                found[path] = str(error)
+        newest = next(iter(found.values()))
+        raise CheckpointError(f"{newest}. No checkpoint of this run is whole: start it again without --resume.")
+
+    def set_newer_aside(self, checkpoint: Path, *, suffix: str = ".superseded") -> list[Path]:
         """Rename those newer than `checkpoint`, from which the run goes on: they belong to another continuation."""
         newer = [path for path in self.complete() if _version(path) > _version(checkpoint)]
         for path in newer:
-            aside = path.with_suffix(".superseded")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            _rename(path, suffix=suffix)
+        if newer:
+            self._write_best()
         return newer
+
+    def best(self) -> tuple[str, float] | None:
+        """Name of the checkpoint whose evaluation was best and its value; None when none is kept for that."""
+        try:
+            content = json.loads((self._directory / _BEST_FILE).read_text())
+            return content["checkpoint"], content["value"]
+        except FileNotFoundError:
+            return None
+
+    def _write_best(self) -> list[Path]:
+        """Names the best in best.json; those that are kept for being among the best, best first, newer before older."""
+        valued = []
+        for path in self.complete() if self._keep_best else []:
+            value = _evaluation(path).get(self._best_metric, math.nan)
+            if math.isfinite(value):
+                valued.append((value, path))
+        best = sorted(valued, reverse=True)[: self._keep_best]
+        if best:
+            content: dict[str, JsonValue] = {
+                "checkpoint": best[0][1].name,
+                "metric": self._best_metric,
+                "value": best[0][0],
+            }
+            write_json_atomically(self._directory / _BEST_FILE, content)
+        else:
+            (self._directory / _BEST_FILE).unlink(missing_ok=True)
+        return [path for _, path in best]
 
     def _advice(self, *, but: Path) -> str:
         for path in reversed([path for path in self.complete() if path != but]):
@@ -152,6 +221,20 @@ class CheckpointStore:
                 f"credence train --resume {self._directory.parent}@{_version(path)}"
             )
         return "No other checkpoint of this run is whole: start it again without --resume."
+
+
+def _rename(checkpoint: Path, *, suffix: str) -> None:
+    aside = checkpoint.with_suffix(suffix)
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+
+
+def _evaluation(checkpoint: Path) -> dict[str, float]:
+    """Its metrics; none of a checkpoint that was not evaluated or cannot be read."""
+    try:
+        return json.loads((checkpoint / _STATE_FILE).read_text())["state"]["evaluation"] or {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _version(checkpoint: Path) -> int:
@@ -214,6 +297,7 @@ def _from_json(data: dict[str, Any]) -> RunState:
         seconds=data["seconds"],
         canary_max_abs_diff=data["canary_max_abs_diff"],
         guards=data["guards"],
+        evaluation=data["evaluation"],
     )
 
 
@@ -227,6 +311,7 @@ def _to_json(state: RunState) -> dict[str, object]:
         "seconds": state.seconds,
         "canary_max_abs_diff": state.canary_max_abs_diff,
         "guards": state.guards,
+        "evaluation": state.evaluation,
     }
 
 

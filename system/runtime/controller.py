@@ -15,9 +15,10 @@
 | train_loop   | a prepared batch, at most max_seconds  | prepare_loop                                |
 | supervise    | a lost worker                          | whoever notices the death                   |
 
-Files, figures and W&B calls go to a thread of their own, credit and packing to another. While an evaluation or a
-checkpoint holds up the train_loop, rollouts run on as far as the buffer lets them. The first loop that fails ends the
-others; every wait on a worker has a deadline.
+Files, figures and W&B calls go to a thread of their own, credit and packing to another; a checkpoint is written while
+the next updates are made (checkpoint_writing.py). While an evaluation or the copy for a checkpoint holds up the
+train_loop, rollouts run on as far as the buffer lets them. The first loop that fails ends the others; every wait on a
+worker has a deadline.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from system.algorithms.base import Algorithm
 from system.config.schema import Config
@@ -36,6 +37,7 @@ from system.reports.guards import HackingGuards
 from system.reports.reporter import Reporter
 from system.runtime.batch_preparation import BatchPreparation, PreparedBatch
 from system.runtime.checkpoint import CheckpointStore, RunState
+from system.runtime.checkpoint_writing import CheckpointWriting
 from system.runtime.drop_watch import DropWatch
 from system.runtime.evaluator import EvaluationResult, Evaluator
 from system.runtime.flight_recorder import FlightRecorder
@@ -51,6 +53,8 @@ from system.runtime.stages import ControllerStages
 from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
 from system.weights.manifest import WeightsManifest
+
+_LAST_CHECKPOINT_SECONDS = 10.0  # that a run which is stopped gives the checkpoint that is being written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +102,7 @@ class Controller:
         """`elapsed_seconds` counts from the start of the command, over all sessions of the run."""
         self._config = config
         self._parts = parts
+        self.buffer = parts.buffer  # all groups in flight, and the ledger of the others
         self._reporter = reporter
         self._reports = OrderedThread("reports")
         self._elapsed_seconds = elapsed_seconds
@@ -126,14 +131,16 @@ class Controller:
         self._state = self._run_state()
         self._saved_version = self.outcome.policy_version  # nothing to save before the first update
         self._unlogged: Sequence[ScoredGroup] | None = None  # groups of an update that is done, until its line is
-        self._sampling = Sampling(
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_tokens=config.rollout.max_completion_tokens,
-            num_completions=config.batch.completions_per_prompt,
-            seed=config.run.seed,
+        self._checkpoints = CheckpointWriting(
+            learner_group=parts.learner_group,
+            store=parts.checkpoints,
+            timeout_seconds=config.checkpoint.write_timeout_seconds,
         )
+        rollout = config.rollout
+        self._sampling = Sampling(
+            temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k, seed=config.run.seed,
+            max_tokens=rollout.max_completion_tokens, num_completions=config.batch.completions_per_prompt,
+        )  # fmt: skip
 
     async def run(self) -> Outcome:
         """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
@@ -157,15 +164,11 @@ class Controller:
                     task.cancel()
                 await self._reports.finish()
         finally:
+            await self._checkpoints.close(seconds=_LAST_CHECKPOINT_SECONDS)
             self._parts.buffer.close()
             self._reports.close()
             self.stages.end()
         return self.outcome
-
-    @property
-    def buffer(self) -> GroupBuffer:
-        """All groups in flight, and the ledger of the others."""
-        return self._parts.buffer
 
     async def _prompt_loop(self, loops: asyncio.TaskGroup) -> None:
         """Lease prompts as long as the buffer grants slots."""
@@ -232,6 +235,7 @@ class Controller:
             await self._log(())
             if outcome.policy_version > first_version:
                 await self._save_checkpoint()
+        await self._checkpoints.finish()
 
     def _is_last(self) -> bool:
         outcome = self.outcome
@@ -331,18 +335,18 @@ class Controller:
         with self._phase("evaluate"):
             result = await self._parts.evaluator.evaluate(policy_version=self.outcome.policy_version, is_final=is_final)
         self._metrics.extend(result.metrics())
+        if self._state.policy_version == self.outcome.policy_version:
+            evaluation = {metric.name: metric.value for metric in result.metrics()}
+            self._state = replace(self._state, evaluation=evaluation)
         self._reports.submit(self._reporter.record_evaluation, result)
         return result
 
     async def _save_checkpoint(self) -> None:
-        """Learner, exported policy and run state, all of the same policy version."""
-        parts, version = self._parts, self.outcome.policy_version
-        async with parts.preemption.uninterrupted:
+        """Learner, exported policy and run state, all of the same policy version; written while training goes on."""
+        async with self._parts.preemption.uninterrupted:
             with self._phase("checkpoint"):
-                directory = parts.checkpoints.partial_directory(version)
-                written = await parts.learner_group.save_checkpoint(directory)
-                await asyncio.to_thread(parts.checkpoints.commit, directory, self._state, written=written)
-            self._saved_version = version
+                await self._checkpoints.start(self._state, after=self._reports.pending)
+            self._saved_version = self._state.policy_version
 
     async def _save_what_is_new(self) -> None:
         """Before an early end: the line and the checkpoint of the last update."""
@@ -350,6 +354,7 @@ class Controller:
             await self._log(self._unlogged)
         if self.outcome.policy_version > self._saved_version:
             await self._save_checkpoint()
+        await self._checkpoints.finish()
 
     def _run_state(self) -> RunState:
         return RunState(
@@ -370,6 +375,8 @@ class Controller:
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())
+        for seconds in self._checkpoints.take_seconds():
+            self._metrics.add("checkpoint/write_seconds", seconds)
         self._last_log_time, self._unlogged = now, None
         await self._reports.finish()
         self._reports.submit(

@@ -23,7 +23,7 @@ from system.errors import ConfigError, CredenceError, DeadlineError, LearnerDied
 from system.records import OptimizerStep, StepResult, TrainingBatch
 from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
 from system.runtime.deadlines import LateOnly, wait_observer, within
-from system.runtime.placement import LIVENESS_GROUP, ActorHandle, shut_down_actors
+from system.runtime.placement import CHECKPOINT_GROUP, LIVENESS_GROUP, ActorHandle, shut_down_actors
 from system.weights.broadcast import call_off
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
 from system.weights.store import check_capacity
@@ -141,18 +141,27 @@ class LearnerGroup:
                 fix="a folder on a shared file system, or learner ranks on the node of the controller",
             )
 
-    async def save_checkpoint(self, directory: Path) -> dict[str, FileStamp]:
-        """Every rank's part of the learner, the policy in Hugging Face format, and what scorers need; files by path."""
+    async def start_checkpoint(self, directory: Path) -> None:
+        """Every rank copies its part; all is written into `directory` while training goes on."""
+        await self._all(
+            "start_checkpoint",
+            seconds=self._config.step_timeout_seconds,
+            learner=str(learner_directory(directory)),
+            policy=str(policy_directory(directory)),
+            scorer=str(scorer_directory(directory)),
+        )
+
+    async def written_checkpoint(self, *, seconds: float) -> dict[str, FileStamp]:
+        """The files of all ranks, by path, once they are on disk; waits beside the ranks' other calls.
+
+        Raises CheckpointError naming the rank that could not write, and what hindered it.
+        """
+        calls = [
+            actor.written_checkpoint.options(concurrency_group=CHECKPOINT_GROUP).remote() for actor in self._actors
+        ]
         files: dict[str, FileStamp] = {}
-        parts = {
-            "save_checkpoint": learner_directory,
-            "export_hf": policy_directory,
-            "save_scoring_snapshots": scorer_directory,
-        }
-        for method, part in parts.items():
-            seconds = self._config.step_timeout_seconds
-            for written in await self._all(method, seconds=seconds, directory=str(part(directory))):
-                files |= written
+        for written in await self._gather(calls, what="written_checkpoint", seconds=seconds):
+            files |= written
         return files
 
     async def load_checkpoint(self, directory: Path, *, policy_version: int) -> None:

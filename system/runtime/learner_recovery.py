@@ -103,7 +103,9 @@ class LearnerRecovery:
         await asyncio.to_thread(self._checkpoints.discard_partial)
         checkpoint, state = None, None
         if self._checkpoints.complete():
-            checkpoint, state = await asyncio.to_thread(self._checkpoints.open, None)
+            newest = await asyncio.to_thread(self._checkpoints.newest_whole)
+            checkpoint, state = newest.path, newest.state
+            await asyncio.to_thread(self._checkpoints.set_newer_aside, checkpoint, suffix=".corrupt")
         version = state.policy_version if state is not None else 0
         num_updates = num_groups = 0
         if controller is not None:

@@ -42,6 +42,11 @@ class OrderedThread:
         work = functools.partial(function, *arguments, **named)
         self._pending.append(asyncio.get_running_loop().run_in_executor(self._executor, work))
 
+    @property
+    def pending(self) -> tuple[asyncio.Future[None], ...]:
+        """What was submitted and not seen to be done yet."""
+        return tuple(self._pending)
+
     async def finish(self) -> None:
         """Waits until all is done. Raises what a function raised."""
         while self._pending:

@@ -28,7 +28,8 @@ from system.errors import ConfigError
 from system.runtime.temporary_folder import use_short_temporary_folder
 
 ActorHandle = Any  # Ray's handles are proxies without a static type
-LIVENESS_GROUP = "liveness"  # calls of a learner rank that are answered beside the others, which run one at a time
+# calls of a learner rank that are answered beside the others, which run one at a time
+CHECKPOINT_GROUP, LIVENESS_GROUP = "checkpoint", "liveness"
 
 
 def start_ray(config: Config) -> None:
@@ -138,7 +139,7 @@ class Placement:
             self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
         return [
             # concurrency groups are no option of `.options`
-            ray.remote(concurrency_groups={LIVENESS_GROUP: 1})(LearnerWorker)
+            ray.remote(concurrency_groups={CHECKPOINT_GROUP: 1, LIVENESS_GROUP: 1})(LearnerWorker)
             .options(
                 num_cpus=needs.cpus,
                 num_gpus=needs.gpus,

@@ -158,6 +158,14 @@ def test_a_resumed_run_may_run_longer_with_more_workers(tmp_path: Path, make_con
     assert (resumed.run.num_updates, resumed.rollout.num_workers) == (20, 2)
 
 
+def test_a_resumed_run_may_have_another_learner_layout(tmp_path: Path, make_config: Callable[..., Config]) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(dump_yaml(make_config()))
+    resumed = load_resumed_config(run_dir, [], ["learner.num_ranks=2", "learner.zero_stage=3"])
+    assert (resumed.learner.num_ranks, resumed.learner.zero_stage) == (2, 3)
+
+
 def test_resume_names_a_run_and_maybe_an_update(tmp_path: Path) -> None:
     assert split_resume("runs/demo") == ("runs/demo", None)
     assert split_resume("runs/demo@120") == ("runs/demo", 120)

@@ -83,6 +83,13 @@ WRONG_RANGES = [
     wrong("learner.adam_betas=[0.9,1.0]", message=r"learner.adam_betas: given \[0.9, 1.0\], expected at least 0 .*"),
     wrong("controller.max_staleness=-1", message=r"controller.max_staleness: given -1, expected at least 0. .*"),
     wrong("weight_sync.bucket_mib=0", message=r"weight_sync.bucket_mib: given 0, expected at least 1. .*"),
+    wrong(
+        "checkpoint.keep_best=1",
+        "checkpoint.every_updates=50",
+        "evaluation.every_updates=20",
+        message=r"checkpoint.keep_best: given '1 with checkpoint.every_updates=50 and evaluation.every_updates=20', "
+        r"expected .* multiple .*",
+    ),
     wrong("checkpoint.every_updates=0", message=r"checkpoint.every_updates: given 0, expected at least 1. .*"),
     wrong("run.name=a/b", message=r"run.name: given 'a/b', expected 1 to 100 letters, .* it names a folder. .*"),
     wrong("run.name=..", message=r"run.name: given '..', expected 1 to 100 letters, .*"),

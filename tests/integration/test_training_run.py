@@ -16,11 +16,13 @@ from credence_process import (
     require_success,
     resume_command,
     run,
+    small_keys,
     started,
     summary,
     wait_for_phase,
 )
 
+from benchmarks.resume import run_resume
 from system.cli import main
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -76,25 +78,46 @@ def test_a_recorded_update_is_computed_again_bit_for_bit(undisturbed: Path, caps
     assert "update 1 is not recorded" in capsys.readouterr().err
 
 
-def test_resumed_run_writes_the_same_metrics_as_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_whose_newest_checkpoint_is_corrupt_goes_on_from_the_one_before_to_the_same_metrics(
+    undisturbed: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "small"
     shutil.copytree(undisturbed, copy)
-    part = copy / "checkpoints" / "update_000004" / "learner" / "engine" / "mp_rank_00_model_states.pt"
+    part = copy / "checkpoints" / "update_000004" / "learner" / "rank_00001.safetensors"
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
 
-    refused = run(resume_command(copy))
+    refused = run(resume_command(f"{copy}@4"))
     assert refused.returncode == 2
     assert re.fullmatch(
-        r"\S+mp_rank_00_model_states\.pt has other content than was saved\. The newest whole checkpoint is "
+        r"\S+rank_00001\.safetensors has other content than was saved\. The newest whole checkpoint is "
         rf"update_000002: credence train --resume {copy}@2",
         refused.stderr.splitlines()[-1].removeprefix("credence: "),
     )
-    require_success(run(resume_command(f"{copy}@2")))
+    resumed = run(resume_command(copy))
+    require_success(resumed)
 
+    said = [line for line in resumed.stderr.splitlines() if line.startswith("credence: ")]
+    assert re.fullmatch(
+        r"credence: update_000004 cannot be used \(\S+ has other content than was saved\), and is set aside as "
+        r"update_000004\.corrupt",
+        said[0],
+    )
+    assert said[1] == ("credence: going on from update_000002: the 2 updates that the run made after it are made again")
     assert metric_lines(copy) == metric_lines(undisturbed)
     assert summary(copy)["ledger"] == summary(undisturbed)["ledger"]
+
+
+def test_a_run_that_is_killed_while_it_writes_a_checkpoint_goes_on_bit_by_bit(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    keys = small_keys(tmp_path, name="killed") | {"checkpoint.every_updates": 1}
+
+    figures = run_resume(tmp_path, keys=keys, num_kills=1, seed=0, reference=undisturbed)
+
+    assert (figures["kills"], figures["num_updates"]) == (1, 4)
+    assert figures["differences"] == []
 
 
 def test_two_workers_one_losing_its_engine_and_one_dying_give_the_same_metrics(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GenerationConfig, Qwen2ForCausalLM
 
-from learner.export import export_hf
+from learner.export import export_hf, snapshot_weights
 from system.numerics.policy_model import load_policy_model, persistent_buffers
 from tests.learner.learner_ranks import write_model
+from tests.weights.memory_store import MemoryStore
 
 CODE = "# code of the model\n"
 
@@ -46,7 +47,7 @@ def test_an_export_is_the_folder_that_it_came_from_with_other_weights(source: Pa
     weights = {name: weight.bfloat16() for name, weight in trained_weights(source).items()}
     written = export_hf(str(export), weights=weights, source=source)
     assert {path.name for path in export.iterdir()} == {path.name for path in source.iterdir()}
-    assert set(written) == {str(path) for path in export.iterdir()}
+    assert set(written) == set(export.iterdir())
     for name in ("generation_config.json", "chat_template.jinja", "preprocessor_config.json", "modeling_own.py"):
         assert (export / name).read_bytes() == (source / name).read_bytes(), name
     assert GenerationConfig.from_pretrained(export).eos_token_id == [7, 11]
@@ -54,6 +55,18 @@ def test_an_export_is_the_folder_that_it_came_from_with_other_weights(source: Pa
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (source, export))
     assert (before.pop("dtype"), after.pop("dtype")) == ("float32", "bfloat16")
     assert before == after
+
+
+def test_an_export_of_a_published_snapshot_has_the_weights_that_were_published(source: Path, tmp_path: Path) -> None:
+    store = MemoryStore()
+    weights = trained_weights(source)
+    manifest = store.publish(weights, policy_version=3)
+    for weight in weights.values():
+        weight += 1.0  # training goes on before the export is written
+    exported = snapshot_weights(manifest, fetch=store.fetch)
+    assert exported.keys() == weights.keys()
+    for name, weight in exported.items():
+        assert torch.allclose(weight + 1.0, weights[name]), name
 
 
 def test_persistent_buffers_belong_to_an_export_and_rotary_frequencies_do_not(source: Path) -> None:

@@ -1,8 +1,5 @@
-"""A learner rank's other promises: exact resume, exports that load elsewhere, canary, bf16, metrics."""
+"""A learner rank's other promises: exports that load elsewhere, canary, bf16, metrics."""
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from learner.export import export_hf
 from learner.learner import Learner
 from learner.step_statistics import LEARNER_METRICS
 from system.config.schema import LearnerConfig, LossConfig
 from system.data.batching import pack_batch
-from system.errors import CheckpointError
 from system.records import StepResult, TrainingSample
 from tests.learner.learner_ranks import learner_config, make_samples, run_ranks, start_learner, write_model
 
@@ -53,119 +50,6 @@ def values_of(result: StepResult) -> dict[str, float]:
     return {metric.name: metric.value for metric in result.metrics}
 
 
-def train_and_save(
-    rank: int,
-    num_ranks: int,
-    port: int,
-    config: LearnerConfig,
-    model_path: str,
-    samples: list[TrainingSample],
-    folder: str,
-) -> tuple[Weights, list[dict[str, float]], list[str]]:
-    """Four updates without interruption, with a checkpoint after the second."""
-    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
-    results = []
-    for update in range(4):
-        results.append(values_of(step(learner, samples, rank=rank, num_ranks=num_ranks)))
-        if update == 1:
-            written = learner.save_checkpoint(folder)
-    weights = weights_of(learner)
-    learner.shutdown()
-    return weights, results, sorted(written)
-
-
-def resume(
-    rank: int,
-    num_ranks: int,
-    port: int,
-    config: LearnerConfig,
-    model_path: str,
-    samples: list[TrainingSample],
-    folder: str,
-) -> tuple[Weights, list[dict[str, float]], int]:
-    """The last two of those updates in a new process."""
-    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
-    learner.load_checkpoint(folder, policy_version=2)
-    version = learner.policy_version
-    results = [values_of(step(learner, samples, rank=rank, num_ranks=num_ranks)) for _ in range(2)]
-    weights = weights_of(learner)
-    learner.shutdown()
-    return weights, results, version
-
-
-@pytest.mark.parametrize(
-    ("zero_stage", "num_ranks", "dtype"),
-    [(0, 1, "float32"), (1, 2, "float32"), (2, 2, "float32"), (3, 2, "float32"), (2, 2, "bfloat16")],
-)
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
-    tied_model: str, tmp_path: Path, zero_stage: int, num_ranks: int, dtype: str
-) -> None:
-    config = learner_config(zero_stage=zero_stage, num_ranks=num_ranks, dtype=dtype)
-    arguments = (config, tied_model, make_samples(tied_model), str(tmp_path))
-    saved = run_ranks(train_and_save, *arguments, num_ranks=num_ranks)
-    weights, metrics, _ = saved[0]
-    by_rank = [set(files) for _, _, files in saved]
-    assert set.union(*by_rank) == {str(path) for path in tmp_path.rglob("*") if path.is_file()}
-    assert sum(map(len, by_rank)) == len(set.union(*by_rank))
-    resumed_weights, resumed_metrics, version = run_ranks(resume, *arguments, num_ranks=num_ranks)[0]
-    assert version == 2
-    for name in weights:
-        np.testing.assert_array_equal(resumed_weights[name], weights[name], err_msg=name)
-    for resumed, uninterrupted in zip(resumed_metrics, metrics[2:], strict=True):
-        untimed = {name for name in resumed if not name.endswith(("seconds", "per_second"))}
-        assert {name: resumed[name] for name in untimed} == {name: uninterrupted[name] for name in untimed}
-
-
-def load_only(rank: int, num_ranks: int, port: int, config: LearnerConfig, model_path: str, folder: str) -> str:
-    learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
-    try:
-        learner.load_checkpoint(folder, policy_version=3)
-    except CheckpointError as error:
-        return str(error)
-    finally:
-        learner.shutdown()
-    return ""
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused(tied_model: str, tmp_path: Path) -> None:
-    state = {"policy_version": 3, "num_ranks": 2, "zero_stage": 2, "dtype": "float32"}
-    for name, content, message in [
-        ("missing", None, "learner.json is missing"),
-        ("broken", "{", "cannot be read"),
-        ("other", json.dumps(state), "saved with learner.num_ranks=2, but the configuration says 1"),
-        ("older", json.dumps({**state, "policy_version": 2}), "policy version 2, but the run state says 3"),
-        ("empty", json.dumps({**state, "num_ranks": 1}), "no complete DeepSpeed checkpoint"),
-    ]:
-        folder = tmp_path / name
-        folder.mkdir()
-        if content is not None:
-            (folder / "learner.json").write_text(content)
-        (error,) = run_ranks(load_only, learner_config(zero_stage=2), tied_model, str(folder), num_ranks=1)
-        assert message in error
-
-
-class TouchesFile:
-    """What a crafted pickle does: it calls a function when it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self._path}",)
-
-
-def test_a_crafted_pickle_in_a_checkpoint_is_not_executed(tied_model: str, tmp_path: Path) -> None:
-    config = learner_config(zero_stage=2)
-    folder, evidence = tmp_path / "checkpoint", tmp_path / "executed"
-    run_ranks(train_and_save, config, tied_model, make_samples(tied_model), str(folder), num_ranks=1)
-    state = folder / "learner.json"
-    state.write_text(state.read_text().replace('"policy_version": 2', '"policy_version": 3'))
-    torch.save(TouchesFile(evidence), folder / "engine" / "mp_rank_00_model_states.pt")
-    (error,) = run_ranks(load_only, config, tied_model, str(folder), num_ranks=1)
-    assert "holds what is no data of a checkpoint" in error
-    assert not evidence.exists()
-
-
 def train_and_export(
     rank: int,
     num_ranks: int,
@@ -177,7 +61,9 @@ def train_and_export(
 ) -> np.ndarray:
     learner = start_learner(rank, num_ranks, port, config=config, loss=LossConfig(), model_path=model_path)
     step(learner, samples, rank=rank, num_ranks=num_ranks)
-    learner.export_hf(folder)
+    full = learner.gather_full_weights()
+    if rank == 0:
+        export_hf(folder, weights=full, source=Path(model_path))
     canary = learner.canary_logprobs(CANARY)
     learner.shutdown()
     return canary

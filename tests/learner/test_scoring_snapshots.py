@@ -80,12 +80,13 @@ def test_a_resumed_rule_goes_on_as_the_one_that_was_saved(make: MakeRule, tmp_pa
     first, second = make(store), make(other_store)
     for version in range(3):
         publish(first, store, version, float(version))
-    files = first.save(str(tmp_path / "scorer"))
+    write = first.capture(str(tmp_path / "scorer"))
+    expected = [publish(first, store, version, 7.0 * version) for version in (3, 4)]
+    files = write()  # while the rule went on
     assert sorted(files) == sorted((tmp_path / "scorer").iterdir())
     second.load(str(tmp_path / "scorer"))
     publish(second, other_store, 2, 2.0)  # a resumed run publishes its version once more
-    for version in (3, 4):
-        assert publish(second, other_store, version, 7.0 * version) == publish(first, store, version, 7.0 * version)
+    assert [publish(second, other_store, version, 7.0 * version) for version in (3, 4)] == expected
 
 
 @pytest.mark.parametrize(("make", "mode"), [(make_lagged, "lagged"), (make_average, "ema")])

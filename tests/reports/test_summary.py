@@ -114,6 +114,17 @@ def test_summary_says_what_was_gained_and_what_it_took(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_best_checkpoint_is_named(tmp_path: Path) -> None:
+    outcome = Outcome(policy_version=1, completion_tokens=1, canary_max_abs_diff=0.0)
+    for best in (("update_000080", 0.5), None):
+        page = write_summary(
+            tmp_path, outcome=outcome, ledger=Ledger().totals(in_flight=0), seconds=1.0, best_checkpoint=best
+        )
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert (summary["best_checkpoint"], summary["best_checkpoint_value"]) == (best or (None, None))
+        assert ("- Best checkpoint: `checkpoints/update_000080` (50.0%)." in page) == (best is not None)
+
+
 def test_run_without_an_update_has_a_summary(tmp_path: Path) -> None:
     outcome = Outcome(policy_version=0, completion_tokens=0, canary_max_abs_diff=0.0, stopped_by="max_seconds")
     page = write_summary(tmp_path, outcome=outcome, ledger=Ledger().totals(in_flight=0), seconds=1.0)

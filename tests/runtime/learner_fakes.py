@@ -10,6 +10,7 @@ from typing import Any
 
 from system.errors import LearnerDiedError
 from system.records import OptimizerStep, StepResult, TrainingBatch
+from system.runtime.checkpoint import NewestWhole
 from system.runtime.learner_recovery import Position
 
 
@@ -31,7 +32,9 @@ class FakeLearnerGroup:
     version: int = 0
     not_finite: frozenset[int] = frozenset()  # prompts whose gradient is NaN
     trained: list[list[int]] = field(default_factory=list)
-    checkpoints: list[int] = field(default_factory=list)  # of all groups of the run
+    copied: list[list[int]] = field(default_factory=list)  # what it had trained at the last copy
+    writing: Callable[[], Any] = lambda: asyncio.sleep(0)
+    checkpoints: list[int] = field(default_factory=list)  # versions that were copied and written, of all groups
     accumulated: set[int] = field(default_factory=set)  # prompts of the portions since the last step
     portions: list[tuple[int, list[int]]] = field(default_factory=list)  # version and prompts of each that came early
     is_dead: bool = False
@@ -90,10 +93,16 @@ class FakeLearnerGroup:
             assert (behind <= self.max_staleness).all(), f"{behind.max()} versions behind"
         return prompts
 
-    async def save_checkpoint(self, directory: Path) -> dict[str, Any]:
+    async def start_checkpoint(self, directory: Path) -> None:
         await self.work()
-        self.checkpoints.append(self.version)
-        return {"trained": list(self.trained)}
+        self.copied = [*self.trained]
+
+    async def written_checkpoint(self, *, seconds: float) -> dict[str, Any]:
+        copied = self.copied
+        await self.writing()
+        await self.answer()
+        self.checkpoints.append(len(copied))
+        return {"trained": copied}
 
 
 class FakeCheckpoints:
@@ -115,8 +124,10 @@ class FakeCheckpoints:
     def complete(self) -> list[Path]:
         return [Path(f"update_{state.policy_version:06d}") for state in self.states]
 
-    def open(self, policy_version: int | None) -> tuple[Path, Any]:
-        return self.complete()[-1], self.states[-1]
+    def newest_whole(self) -> NewestWhole:
+        return NewestWhole(path=self.complete()[-1], state=self.states[-1], faults={})
+
+    def set_newer_aside(self, checkpoint: Path, *, suffix: str) -> None: ...
 
 
 @dataclass

@@ -3,51 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from system.data.file_stamps import FileStamp, stamp_files
+from system.data.file_stamps import FileStamp
 from system.data.prompts import PromptCursor
 from system.errors import CheckpointError
-from system.records import Prompt
-from system.reports.guards import HackingGuards
-from system.runtime.checkpoint import CheckpointStore, RunState, load_run_state
+from system.runtime.checkpoint import CheckpointStore, load_run_state
 from system.runtime.ledger import Ledger
-
-
-def make_state(*, policy_version: int) -> RunState:
-    ledger = Ledger()
-    ledger.count("leased")
-    ledger.count("leased")
-    ledger.count_dropped("stale")
-    prompt = Prompt(
-        prompt_id="train/00001@4",
-        token_ids=np.array([3, 1, 2], np.int32),
-        text="1+1:",
-        reference_answer="2",
-        task="gsm8k_chains",
-    )
-    guards = HackingGuards()
-    guards.observe({"train/accuracy": 0.5}, update=1)
-    return RunState(
-        policy_version=policy_version,
-        cursor=PromptCursor(num_visits=5, num_skipped=1),
-        ledger=ledger.state(in_flight=[1], last_group_id=1),
-        outstanding={1: prompt},
-        completion_tokens=77,
-        seconds=1.5,
-        canary_max_abs_diff=2e-6,
-        guards=guards.state(),
-    )
-
-
-def save(store: CheckpointStore, policy_version: int) -> Path:
-    """A checkpoint with one file of a learner rank and one that this process wrote."""
-    directory = store.partial_directory(policy_version)
-    part = directory / "learner" / "part.pt"
-    part.parent.mkdir()
-    part.write_bytes(bytes(range(100)))
-    (directory / "scorer").mkdir()
-    (directory / "scorer" / "average").write_bytes(b"average")
-    state = make_state(policy_version=policy_version)
-    return store.commit(directory, state, written=stamp_files([part]))
+from tests.runtime.saved_states import make_state, save
 
 
 def test_saved_state_comes_back_whole(tmp_path: Path) -> None:
@@ -82,6 +43,20 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         save(store, version)
 
     assert [path.name for path in store.complete()] == ["update_000010", "update_000015"]
+
+
+def test_a_deletion_that_was_interrupted_leaves_no_checkpoint_that_is_not_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1, keep_best=1)
+    save(store, 5, accuracy=0.5).rename(tmp_path / "checkpoints" / "update_000005.deleted")
+    (save(store, 10, accuracy=0.9) / "state.json").write_text("{")  # damaged
+    assert [path.name for path in store.complete()] == ["update_000010"]
+
+    save(store, 15, accuracy=0.1)
+
+    assert [path.name for path in store.complete()] == ["update_000015"]
+    assert store.best() == ("update_000015", 0.1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best.json", "update_000015"]
 
 
 def test_saving_a_version_again_replaces_it(tmp_path: Path) -> None:
@@ -171,3 +146,45 @@ def test_a_part_that_this_node_does_not_see_leaves_no_checkpoint(tmp_path: Path)
     ):
         store.commit(directory, make_state(policy_version=5), written=elsewhere)
     assert store.complete() == []
+
+
+def test_the_best_are_kept_besides_the_newest_and_the_first_of_them_is_named(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1, keep_best=2)
+    for version, accuracy in [(1, 0.2), (2, 0.8), (3, 0.5), (4, 0.8), (5, float("nan")), (6, None), (7, 0.1)]:
+        save(store, version, accuracy=accuracy)
+
+    assert [path.name for path in store.complete()] == ["update_000002", "update_000004", "update_000007"]
+    assert store.best() == ("update_000004", 0.8)  # of equals the newer one
+    assert store.newest_whole().path.name == "update_000007"
+
+    store.set_newer_aside(store.open(2)[0])
+    assert store.best() == ("update_000002", 0.8)
+
+
+def test_without_keep_best_none_is_named(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    save(store, 1, accuracy=0.9)
+    save(store, 2, accuracy=0.1)
+
+    assert [path.name for path in store.complete()] == ["update_000002"]
+    assert store.best() is None
+
+
+def test_the_newest_whole_checkpoint_is_found_behind_bad_ones(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=4)
+    for version in (5, 10, 15):
+        save(store, version)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "update_000015" / "learner" / "part.pt").write_bytes(b"cut")
+    (checkpoints / "update_000010" / "state.json").unlink()
+
+    newest = store.newest_whole()
+
+    assert newest.path.name == "update_000005"
+    assert newest.state.policy_version == 5
+    assert [path.name for path in newest.faults] == ["update_000015", "update_000010"]
+    assert "part.pt has 3 bytes, but 100 were saved" in newest.faults[checkpoints / "update_000015"]
+
+    (checkpoints / "update_000005" / "scorer" / "average").unlink()
+    with pytest.raises(CheckpointError, match=r"part\.pt has 3 bytes.*No checkpoint of this run is whole"):
+        store.newest_whole()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from system.errors import first_error
+from system.errors import CheckpointError, first_error
 from system.records import OptimizerStep
 from system.runtime.drop_watch import NothingToTrainError
 from system.runtime.worker_failures import PoolExhaustedError
@@ -76,6 +76,47 @@ def test_an_evaluation_does_not_stop_generation() -> None:
     run.reporter.log_update = note  # type: ignore[method-assign]
     run_in_virtual_time(run.run())
     assert leased[2] == 8  # all that may be leased at version 2 was, when its evaluation had ended
+
+
+def test_neither_training_nor_generation_waits_for_a_checkpoint_to_be_written() -> None:
+    run = FakeRun(make_config(controller__max_staleness=1, run__num_updates=8, checkpoint__every_updates=3))
+    versions: list[int] = []
+
+    async def write() -> None:
+        versions.append(run.learner.version)
+        leased = run.buffer.totals().leased
+        await asyncio.sleep(1000.0)
+        if len(versions) == 1:  # the later ones have less of the run left
+            assert run.learner.version > versions[0], "nothing was trained"
+            assert run.buffer.totals().leased > leased, "nothing was generated"
+
+    run.learner.writing = write
+    run_in_virtual_time(run.run())
+    assert run.learner.checkpoints == [3, 6, 8]
+    assert [state.policy_version for state in run.checkpoints.states] == [3, 6, 8]
+    waits = {version: line.get("time/checkpoint_seconds", 0.0) for version, line in run.reporter.lines}
+    assert max(waits[version] for version in (4, 5, 6)) <= 3.0  # for the copy of version 3; after it, for its writing
+    assert sum("checkpoint/write_seconds" in line for _, line in run.reporter.lines) >= 1
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_reason() -> None:
+    run = FakeRun(make_config())
+
+    async def write() -> None:
+        raise CheckpointError("learner rank 0 could not write its part of a checkpoint: No space left on device")
+
+    run.learner.writing = write
+    with pytest.raises(BaseExceptionGroup) as raised:
+        run_in_virtual_time(run.run())
+    assert "learner rank 0 could not write" in str(first_error(raised.value))
+    assert run.checkpoints.states == []
+
+
+def test_the_evaluation_of_the_saved_weights_is_saved_with_them() -> None:
+    run = FakeRun(make_config(checkpoint__every_updates=1))
+    run_in_virtual_time(run.run())
+    evaluated = [(state.policy_version, state.evaluation) for state in run.checkpoints.states]
+    assert evaluated == [(1, None), (2, {"eval/policy_version": 2}), (3, None), (4, {"eval/policy_version": 4})]
 
 
 def test_max_seconds_end_a_run_that_waits_for_a_batch() -> None:
