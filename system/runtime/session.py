@@ -60,7 +60,10 @@ def run_on_ray(
     finally:
         # a step that is still under way answers too late: Ray would print that nobody can take its snapshot any more
         logging.getLogger("ray._private.serialization").setLevel(logging.CRITICAL)
+        # without its cluster a local Ray leaves agents behind, which are nobody's children once its raylet is gone
+        left = descendants_of(os.getpid()) if isinstance(sys.exc_info()[1], ClusterLostError) else []
         ray.shutdown()
+        kill(left)
 
 
 async def _run(
