@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from system.commands import train  # noqa: E402
+from system.commands.run_controllers import RunControllers  # noqa: E402
 from system.config.load import load_config  # noqa: E402
 from system.config.machine import model_folder  # noqa: E402
 from system.config.schema import Config  # noqa: E402
@@ -36,7 +37,7 @@ from system.data.batching import pack_batch  # noqa: E402
 from system.data.prompts import PromptSource  # noqa: E402
 from system.data.tasks import make_task  # noqa: E402
 from system.records import IntArray, Prompt, TrainingBatch, TrainingSample  # noqa: E402
-from system.runtime.controller import Parts  # noqa: E402
+from system.runtime.parts import Parts  # noqa: E402
 from system.runtime.pool_member import PoolMember  # noqa: E402
 from system.runtime.weight_sync import SyncReport, WeightSync  # noqa: E402
 from system.weights.manifest import WeightsManifest  # noqa: E402
@@ -81,14 +82,14 @@ class PausingSync:
 def run_credence(config: Config, *, do_bare_step: Callable[[int], tuple[float, float]]) -> list[dict[str, float]]:
     """One synchronous run in this process; the seconds of each step and of its bare parts."""
     syncs: list[PausingSync] = []
-    connect = train._connect
+    connect = RunControllers._connect
 
-    def connect_pausing(*arguments: Any, **named: Any) -> Parts:
-        parts = connect(*arguments, **named)
+    def connect_pausing(*arguments: Any) -> Parts:
+        parts = connect(*arguments)
         syncs.append(PausingSync(parts.weight_sync, do_bare_step=do_bare_step))
         return dataclasses.replace(parts, weight_sync=cast(WeightSync, syncs[-1]))
 
-    train._connect = connect_pausing
+    RunControllers._connect = connect_pausing  # type: ignore[method-assign, assignment]
     code = train.main_train(config)
     assert code == 0, f"the run ended with {code}"
     return syncs[0].steps

@@ -1,7 +1,7 @@
 """One learner rank as the rest of the system sees it: a Learner that also publishes its weights and broadcasts them.
 
 A plain class; system/runtime/placement.py makes it a Ray actor. Methods run one at a time, in the order of the calls,
-but for `written_checkpoint`, which waits beside them.
+but for `written_checkpoint` and `is_alive`, which are answered beside them.
 """
 
 from __future__ import annotations
@@ -94,6 +94,10 @@ class LearnerWorker(Learner):
         except BaseException:
             self._leave_weight_group()  # its peers notice at once
             raise
+
+    def is_alive(self) -> bool:
+        """Answered beside the other methods, in a thread of its own: a rank that does not is gone or stands still."""
+        return True
 
     def sees_file(self, path: str, text: str) -> bool:
         """Whether this node finds `text` in the file."""

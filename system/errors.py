@@ -69,7 +69,11 @@ class EngineFailedError(CredenceError):
 
 
 class LearnerDiedError(CredenceError):
-    """A learner rank died; the run ends and can be resumed from its last checkpoint."""
+    """A learner rank died or does not answer; the run goes back to its last checkpoint with a new learner group."""
+
+
+class ClusterLostError(CredenceError):
+    """Ray's control service or this node's raylet is gone; the run can be resumed on a new cluster."""
 
 
 class NotFiniteError(CredenceError, FloatingPointError):

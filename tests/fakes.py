@@ -23,6 +23,9 @@ class Remote:
     def remote(self, *arguments: object, **named: object) -> Awaitable[object]:
         return self.call(*arguments, **named)
 
+    def options(self, **options: object) -> Remote:
+        return self
+
 
 @dataclass(eq=False)
 class FakeActor:

@@ -57,6 +57,8 @@ class RolloutWorker:
         self._max_prompt_tokens = config.max_prompt_tokens
         self._max_completion_tokens = config.max_completion_tokens
         self._engine: VLLMEngine | None = None
+        # one after another: a learner that died may have left an update under way when its successor sends the next
+        self._updating = asyncio.Lock()
         self._rollouter = rollouter or SingleTurnRollouter()
         self._settings = EngineSettings(
             model_path=str(model_folder(model_path) or model_path),
@@ -130,10 +132,11 @@ class RolloutWorker:
         Raises WeightSyncError when it broke off: the engine then waits for `load_weights`.
         """
         start = time.monotonic()
-        pause_seconds = await self._running_engine().receive_broadcast(
-            manifest, timeout_seconds=self._sync_timeout_seconds
-        )
-        return await self._status(manifest, start=start, pause_seconds=pause_seconds)
+        async with self._updating:
+            pause_seconds = await self._running_engine().receive_broadcast(
+                manifest, timeout_seconds=self._sync_timeout_seconds
+            )
+            return await self._status(manifest, start=start, pause_seconds=pause_seconds)
 
     async def load_weights(self, manifest: WeightsManifest, timeout_seconds: float) -> ReceiverStatus:
         """Load a snapshot from the store, alone; generation goes on until it has been fetched and checked.
@@ -142,11 +145,12 @@ class RolloutWorker:
         """
         start = time.monotonic()
         engine = self._running_engine()
-        with ExitStack() as stack:
-            buckets = self._fetch(manifest.references, seconds=timeout_seconds)
-            path = await asyncio.to_thread(stack.enter_context, staged(buckets, manifest))
-            pause_seconds = await engine.load_staged(manifest, path=path, timeout_seconds=timeout_seconds)
-        return await self._status(manifest, start=start, pause_seconds=pause_seconds)
+        async with self._updating:
+            with ExitStack() as stack:
+                buckets = self._fetch(manifest.references, seconds=timeout_seconds)
+                path = await asyncio.to_thread(stack.enter_context, staged(buckets, manifest))
+                pause_seconds = await engine.load_staged(manifest, path=path, timeout_seconds=timeout_seconds)
+            return await self._status(manifest, start=start, pause_seconds=pause_seconds)
 
     async def _status(self, manifest: WeightsManifest, *, start: float, pause_seconds: float) -> ReceiverStatus:
         self._policy_version = manifest.policy_version

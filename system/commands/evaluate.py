@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from actors.rollout.worker import NO_POLICY_VERSION
+from system.commands.run_controllers import make_evaluator
 from system.commands.run_inputs import held_out_prompts, load_tokenizer
-from system.commands.train import make_evaluator
 from system.config.schema import Config
 from system.data.tasks import make_task
 from system.records import Prompt

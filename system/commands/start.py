@@ -21,8 +21,19 @@ def train(arguments: Sequence[str]) -> int:
         help="continue this run from its newest checkpoint, or from that of an update; "
         "its own configuration is read from there",
     )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start the run again, from its newest checkpoint, when its process dies or Ray is lost; at most N times",
+    )
     options = parser.parse_intermixed_args(arguments)
     config = _load(options.inputs, command="train", resume=options.resume)
+    if options.retries > 0 and not options.dry_run:
+        from system.commands.retries import train_with_retries
+
+        return train_with_retries(options.inputs, resume=options.resume, run=config.run, retries=options.retries)
     from system.commands.plan import plan_text  # the tasks behind it take longer to import than all that is above
 
     _print_plan(config, plan_text(config), is_dry_run=options.dry_run)

@@ -88,6 +88,16 @@ def run_directory(run: RunConfig) -> Path:
     return Path(run.directory).expanduser().resolve()
 
 
+def free_run_folder(run: RunConfig) -> Path:
+    """run.directory/run.name, or the next free -2, -3, ..."""
+    wanted = run_directory(run) / run.name
+    path, number = wanted, 1
+    while path.exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    return path
+
+
 def check_run_directory(run: RunConfig) -> None:
     """The folder, or the nearest one above it that exists, can be written to."""
     folder = run_directory(run)

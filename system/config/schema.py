@@ -28,6 +28,12 @@ class RunConfig:
     max_seconds: float | None = key(
         "Stop cleanly after this many seconds (with summary); null: no limit.", None, above=0
     )
+    grace_seconds: float = key(
+        "After SIGTERM: time to finish the update and to save a checkpoint of what is newer than the last one; "
+        "0: end at once.",
+        30.0,
+        minimum=0,
+    )
     flight_recorder_steps: int = key(
         "Newest updates kept whole in RUN_DIR/flight_recorder, for `credence replay`; 0: none.", 3, minimum=0
     )
@@ -267,6 +273,17 @@ class LearnerConfig:
         minimum=0,
     )
     step_timeout_seconds: float = key("Deadline for the optimizer steps of one batch.", 600.0, above=0)
+    heartbeat_timeout_seconds: float = key(
+        "A rank that does not answer a ping for so long counts as dead; they come once a second, also in a step.",
+        60.0,
+        above=0,
+    )
+    max_restarts: int = key(
+        "Times that the ranks are started again, from the last checkpoint, after one of them died; one more ends the "
+        "run.",
+        3,
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

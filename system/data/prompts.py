@@ -75,6 +75,10 @@ class PromptSource:
         """Where the next prompt comes from."""
         return self._cursor
 
+    def go_to(self, cursor: PromptCursor) -> None:
+        """Continue where a checkpoint stood."""
+        self._cursor = cursor
+
     @property
     def num_skipped(self) -> int:
         """Prompts left out because they were longer than max_prompt_tokens, since the beginning of the run."""

@@ -93,8 +93,9 @@ class Display:
 
     def update(self, policy_version: int, *, metrics: Mapping[str, float]) -> None:
         """An update is done; `metrics` are its reduced values. A value that is absent keeps its last one on show."""
+        has_gone_back = policy_version < self._policy_version
         self._policy_version = policy_version
-        if self._first_update is None:
+        if self._first_update is None or has_gone_back:
             self._first_update = (policy_version, time.monotonic())
         for name, label, form in SHOWN_METRICS:
             if name in metrics:

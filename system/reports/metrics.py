@@ -183,6 +183,11 @@ RUNTIME_METRICS = (
         for area, workers in (("rollout", "rollout"), ("reward", "reward"), ("scorer", "scoring"))
         for name, description in _USE_OF_A_POOL.items()
     ),
+    MetricDefinition(
+        name="learner/recovery_seconds",
+        description="From the moment when the loss of a learner rank was noticed to the end of the next update.",
+        reduction="sum",
+    ),
     MetricDefinition(name="time/step_seconds", description="Wall time of the update.", reduction="sum"),
     MetricDefinition(
         name="checkpoint/write_seconds",
@@ -199,6 +204,8 @@ RUNTIME_METRICS = (
             "ledger/regenerated": "Groups generated again after a worker's death.",
             "ledger/dropped": "Groups dropped since the start.",
             "ledger/in_flight": "Groups on their way.",
+            "ledger/undone": "Groups trained on, undone with a lost learner, and generated again.",
+            "learner/num_restarts": "Restarts of the learner group so far, from the last checkpoint.",
             "ledger/dropped_<reason>": "Dropped groups by reason.",
         },
     ),

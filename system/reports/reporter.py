@@ -123,6 +123,12 @@ class Reporter:
             text = f"{share:.2%} of the sampled ids are {self._num_known_tokens} or more, which the tokenizer lacks"
             self.alert("Tokens without text", text=text)
 
+    def go_back(self, policy_version: int | None) -> None:
+        """The run continues after `policy_version` once more (None: from its beginning); later lines are cut."""
+        self._policy_version = policy_version or 0
+        self._undrawn = None
+        self._tracker.go_back(policy_version)
+
     def alert(self, title: str, *, text: str) -> None:
         """Somebody should look at the run now: terminal and W&B."""
         self._display.warn(f"{title}: {text}")

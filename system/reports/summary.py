@@ -107,6 +107,8 @@ def summarise(history: MetricHistory, *, outcome: RunOutcome, ledger: LedgerTota
             for name in history.names(prefix="reward/invalid_")
         },
         "alarms": _alarms(history),
+        "learner_restarts": history.largest("learner/num_restarts"),
+        "learner_recovery_seconds": history.total("learner/recovery_seconds"),
         "ledger": ledger.as_json(),
         "ledger_balanced": ledger.is_balanced,
     }
@@ -185,6 +187,18 @@ def _cost_lines(summary: Summary) -> list[str]:
         f"- Signs of reward hacking: {signs}.",
         f"- Groups: {ledger['leased']} leased = {ledger['trained']} trained + {ledger['dropped']} dropped "
         f"+ {ledger['in_flight']} in flight ({balance}); {ledger['regenerated']} generated again.",
+        *_restart_lines(summary, num_undone=ledger["undone"]),
+    ]
+
+
+def _restart_lines(summary: Summary, *, num_undone: JsonValue) -> list[str]:
+    """What lost learner ranks cost; nothing where none was lost."""
+    if not summary["learner_restarts"]:
+        return []
+    return [
+        f"- The learner was started again {_number(summary['learner_restarts'], '{:.0f}')} times "
+        f"({_number(summary['learner_recovery_seconds'], '{:.0f}')} s until the next update); "
+        f"{num_undone} trained groups were undone with it and trained anew, none twice.",
     ]
 
 

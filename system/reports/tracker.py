@@ -119,8 +119,8 @@ class Tracker:
         mode = resolve_wandb_mode(wandb_mode)
         folder.mkdir(parents=True, exist_ok=True)
         self._table = table
-        self._metrics = JsonLinesFile(folder / "metrics.jsonl", keep_until_version=resume_policy_version)
-        self._completions = JsonLinesFile(folder / "completions.jsonl", keep_until_version=resume_policy_version)
+        self._folder = folder
+        self._open_files(keep_until_version=resume_policy_version)
         self._wandb = _WandbRun(
             folder,
             run_name=run_name,
@@ -141,6 +141,16 @@ class Tracker:
     def wandb_url(self) -> str | None:
         """Where the run can be watched; None offline."""
         return self._wandb.url
+
+    def go_back(self, policy_version: int | None) -> None:
+        """Cut the lines after `policy_version`, which will come again; None: all. W&B shows both continuations."""
+        self._metrics.close()
+        self._completions.close()
+        self._open_files(keep_until_version=policy_version)
+
+    def _open_files(self, *, keep_until_version: int | None) -> None:
+        self._metrics = JsonLinesFile(self._folder / "metrics.jsonl", keep_until_version=keep_until_version)
+        self._completions = JsonLinesFile(self._folder / "completions.jsonl", keep_until_version=keep_until_version)
 
     def log(self, metrics: Mapping[str, float], *, policy_version: int, bottleneck: str | None = None) -> None:
         """Writes the reduced metrics of one update. KeyError for a name that is not declared.

@@ -26,63 +26,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from system.algorithms.base import Algorithm
 from system.config.schema import Config
-from system.data.prompts import PromptSource
 from system.records import Sampling, ScoredGroup
+from system.reports.bottleneck import bottleneck
 from system.reports.guards import HackingGuards
 from system.reports.reporter import Reporter
 from system.runtime.batch_preparation import BatchPreparation, PreparedBatch
-from system.runtime.checkpoint import CheckpointStore, RunState
+from system.runtime.checkpoint import RunState
 from system.runtime.checkpoint_writing import CheckpointWriting
 from system.runtime.clock import now
 from system.runtime.drop_watch import DropWatch
-from system.runtime.evaluator import EvaluationResult, Evaluator
-from system.runtime.flight_recorder import FlightRecorder
-from system.runtime.group_buffer import GroupBuffer
-from system.runtime.group_scoring import GroupScoring
-from system.runtime.learner_group import LearnerGroup
+from system.runtime.evaluator import EvaluationResult
 from system.runtime.ordered_thread import OrderedThread
-from system.runtime.pools import Pools
+from system.runtime.parts import Outcome, Parts
 from system.runtime.run_metrics import add_group_counts, add_sync, add_worker_counts
 from system.runtime.stages import ControllerStages
 from system.runtime.step_waits import StepWaits
-from system.runtime.weight_sync import WeightSync
 from system.runtime.worker_failures import PoisonedCallError
 from system.weights.manifest import WeightsManifest
 
 _LAST_CHECKPOINT_SECONDS = 10.0  # that a run which is stopped gives the checkpoint that is being written
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What the controller connects."""
-
-    algorithm: Algorithm
-    learner_group: LearnerGroup
-    pools: Pools
-    scoring: GroupScoring
-    weight_sync: WeightSync
-    buffer: GroupBuffer
-    prompt_source: PromptSource
-    evaluator: Evaluator
-    checkpoints: CheckpointStore
-    flight_recorder: FlightRecorder
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """How the run stands; the summary is made of it."""
-
-    policy_version: int
-    completion_tokens: int  # trained on since the start
-    canary_max_abs_diff: float
-    before: EvaluationResult | None = None
-    after: EvaluationResult | None = None
-    stopped_by: str = "num_updates"
-    phase: str = "start"
 
 
 class Controller:
@@ -100,6 +65,7 @@ class Controller:
         """`elapsed_seconds` counts from the start of the command, over all sessions of the run."""
         self._config = config
         self._parts = parts
+        self.buffer = parts.buffer  # all groups in flight, and the ledger of the others
         self._reporter = reporter
         self._reports = OrderedThread("reports")
         self._elapsed_seconds = elapsed_seconds
@@ -127,19 +93,18 @@ class Controller:
         if resumed is not None and resumed.guards is not None:
             self._guards.restore(resumed.guards)
         self._state = self._run_state()
+        self._saved_version = self.outcome.policy_version  # nothing to save before the first update
+        self._unlogged: Sequence[ScoredGroup] | None = None  # groups of an update that is done, until its line is
         self._checkpoints = CheckpointWriting(
             learner_group=parts.learner_group,
             store=parts.checkpoints,
             timeout_seconds=config.checkpoint.write_timeout_seconds,
         )
+        rollout = config.rollout
         self._sampling = Sampling(
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_tokens=config.rollout.max_completion_tokens,
-            num_completions=config.batch.completions_per_prompt,
-            seed=config.run.seed,
-        )
+            temperature=rollout.temperature, top_p=rollout.top_p, top_k=rollout.top_k, seed=config.run.seed,
+            max_tokens=rollout.max_completion_tokens, num_completions=config.batch.completions_per_prompt,
+        )  # fmt: skip
 
     async def run(self) -> Outcome:
         """The whole run. Cancel it to stop early; `outcome` then says how far it came."""
@@ -158,7 +123,7 @@ class Controller:
                     loops.create_task(self._prompt_loop(loops)),
                     loops.create_task(self._preparation.prepare_loop()),
                 ]
-                await self._train_loop()
+                await self._parts.preemption.run(self._train_loop(), finish=self._save_what_is_new)
                 for task in (*background, *self._rollout_tasks):
                     task.cancel()
                 await self._reports.finish()
@@ -222,7 +187,9 @@ class Controller:
             prepared = await self._next_batch()
             if prepared is None:
                 break
-            if not await self._train_on(prepared):
+            async with self._parts.preemption.uninterrupted:
+                has_new_weights = await self._train_on(prepared)
+            if not has_new_weights:
                 continue
             if self._is_last():
                 outcome.after = await self._evaluate(is_final=True)
@@ -298,12 +265,13 @@ class Controller:
         await self._synchronise(manifest)
         add_group_counts(self._metrics, parts.buffer)
         add_worker_counts(self._metrics, parts.pools)
+        parts.restarts.add_metrics(self._metrics)
         if parts.pools.scoring is not None:
             self._metrics.add("scorer/num_scored_again", parts.scoring.num_scored_again)
         self._metrics.add("batch/num_skipped_prompts", parts.prompt_source.num_skipped)
         self._watch_for_hacking()
         # before the next step's groups are leased: a synchronous checkpoint so has nothing in flight
-        self._state = self._run_state()
+        self._state, self._unlogged = self._run_state(), prepared.groups
         if not self._config.controller.max_staleness:
             # since the weights were published, not since a wait began: an evaluation overlaps with the next rollouts
             self._generating_since = now()
@@ -349,8 +317,18 @@ class Controller:
 
     async def _save_checkpoint(self) -> None:
         """Learner, exported policy and run state, all of the same policy version; written while training goes on."""
-        with self._phase("checkpoint"):
-            await self._checkpoints.start(self._state, after=self._reports.pending)
+        async with self._parts.preemption.uninterrupted:
+            with self._phase("checkpoint"):
+                await self._checkpoints.start(self._state, after=self._reports.pending)
+            self._saved_version = self._state.policy_version
+
+    async def _save_what_is_new(self) -> None:
+        """Before an early end: the line and the checkpoint of the last update."""
+        if self._unlogged is not None:
+            await self._log(self._unlogged)
+        if self.outcome.policy_version > self._saved_version:
+            await self._save_checkpoint()
+        await self._checkpoints.finish()
 
     def _run_state(self) -> RunState:
         return RunState(
@@ -372,9 +350,10 @@ class Controller:
         self._metrics.add("progress/policy_version", self.outcome.policy_version)
         self._metrics.add("progress/tokens", self.outcome.completion_tokens)
         self._metrics.add("progress/seconds", self._elapsed_seconds())
+        self.outcome.bottleneck = bottleneck(self._metrics.reduce()) or self.outcome.bottleneck
         for seconds in self._checkpoints.take_seconds():
             self._metrics.add("checkpoint/write_seconds", seconds)
-        self._last_log_time = end
+        self._last_log_time, self._unlogged = end, None
         await self._reports.finish()
         self._reports.submit(
             self._reporter.log_update, self.outcome.policy_version, metrics=self._metrics, groups=groups

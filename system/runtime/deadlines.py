@@ -26,6 +26,22 @@ class WaitObserver(Protocol):
 wait_observer: ContextVar[WaitObserver | None] = ContextVar("wait_observer", default=None)
 
 
+class LateOnly:
+    """Lets an observer hear of missed deadlines alone: that pings are answered is no progress of anything."""
+
+    def __init__(self, observer: WaitObserver) -> None:
+        self._observer = observer
+
+    def begin(self, names: Sequence[str], *, what: str, seconds: float) -> int:
+        return 0
+
+    def end(self, wait: int) -> None:
+        pass
+
+    async def before_giving_up(self, late: Sequence[str], *, what: str, seconds: float) -> None:
+        await self._observer.before_giving_up(late, what=what, seconds=seconds)
+
+
 async def within(awaitable: Awaitable[Result], *, who: str, what: str, seconds: float) -> Result:
     """The result of `awaitable`; DeadlineError naming `who` and `what` when it takes longer than `seconds`.
 

@@ -1,31 +1,34 @@
 """The learner ranks as one thing: every collective call goes to all ranks and is waited for together.
 
 The controller trains with it and gets a snapshot of the weights for each new policy version; weight_sync.py sends
-through it. A rank that dies or does not answer ends the run with an error that names it.
+through it. A rank that dies, or that does not answer in time, raises LearnerDiedError; learner_recovery.py then starts
+another group. `watch` notices a death within about a second and a rank that stands still within
+learner.heartbeat_timeout_seconds, in a step and between two.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from system.config.schema import LearnerConfig, ScorerConfig, WeightSyncConfig
 from system.data.file_stamps import FileStamp, write_synced
-from system.errors import ConfigError, DeadlineError, LearnerDiedError
+from system.errors import ConfigError, CredenceError, DeadlineError, LearnerDiedError
 from system.records import OptimizerStep, StepResult, TrainingBatch
 from system.runtime.checkpoint import learner_directory, policy_directory, scorer_directory
-from system.runtime.deadlines import within
-from system.runtime.placement import CHECKPOINT_GROUP, ActorHandle, shut_down_actors
+from system.runtime.deadlines import LateOnly, wait_observer, within
+from system.runtime.placement import CHECKPOINT_GROUP, LIVENESS_GROUP, ActorHandle, shut_down_actors
 from system.weights.broadcast import call_off
 from system.weights.manifest import WeightGroupSpec, WeightsManifest
 from system.weights.store import check_capacity
+
+_PING_SECONDS = 1.0
 
 
 class LearnerGroup:
@@ -97,9 +100,26 @@ class LearnerGroup:
         return await self._one(0, "rendezvous", seconds=self._weight_sync.timeout_seconds)
 
     async def require_alive(self) -> None:
-        """Raise LearnerDiedError when a rank is gone; one that is too busy to answer is alive."""
-        with contextlib.suppress(DeadlineError):
-            await self._all("rendezvous", seconds=self._weight_sync.timeout_seconds)
+        """Raise LearnerDiedError when a rank is gone or stands still; one in the middle of a step answers."""
+        await asyncio.gather(*(self._ping(rank) for rank in range(len(self._actors))))
+
+    async def watch(self) -> None:
+        """Until cancelled, in a task of its own. Raises LearnerDiedError when a rank is gone or stands still."""
+        observer = wait_observer.get()
+        if observer is not None:
+            wait_observer.set(LateOnly(observer))
+        while True:
+            await self.require_alive()
+            await asyncio.sleep(_PING_SECONDS)
+
+    def kill(self) -> None:
+        """End all ranks at once: what is left of a group that lost one waits for it."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+    async def _ping(self, rank: int) -> None:
+        call = self._actors[rank].is_alive.options(concurrency_group=LIVENESS_GROUP).remote()
+        await self._answer(rank, call, what="answer a ping", seconds=self._config.heartbeat_timeout_seconds)
 
     async def check_folder_is_shared(self, folder: Path) -> None:
         """Raise ConfigError unless every rank's node sees what is written into `folder` here."""
@@ -171,22 +191,31 @@ class LearnerGroup:
         return await self._gather(calls, what=method, seconds=seconds)
 
     async def _gather(self, calls: Sequence[Any], *, what: str, seconds: float) -> list[Any]:
-        async with asyncio.TaskGroup() as tasks:
-            answers = [
-                tasks.create_task(self._answer(rank, call, what=what, seconds=seconds))
-                for rank, call in enumerate(calls)
-            ]
-        return [answer.result() for answer in answers]
+        answers = [
+            asyncio.ensure_future(self._answer(rank, call, what=what, seconds=seconds))
+            for rank, call in enumerate(calls)
+        ]
+        try:
+            return list(await asyncio.gather(*answers))
+        except (RayError, CredenceError) as error:
+            if not isinstance(error, LearnerDiedError):
+                # the death of one fails the collective of another, which may be heard of first
+                await self.require_alive()
+            raise
+        finally:
+            for answer in answers:
+                answer.cancel()
 
     async def _answer(self, rank: int, call: Any, *, what: str, seconds: float) -> Any:
         who = f"learner rank {rank}"
         try:
             return await within(call, who=who, what=what, seconds=seconds)
         except RayActorError as error:
-            raise LearnerDiedError(
-                f"{who} died during '{what}' ({type(error).__name__}); the run ends. "
-                "Continue from the last checkpoint with 'credence train --resume RUN_DIR'."
-            ) from error
+            raise LearnerDiedError(f"{who} died during '{what}' ({type(error).__name__})") from error
+        except DeadlineError as error:
+            if error.who != who:  # raised in the actor, about somebody else
+                raise
+            raise LearnerDiedError(str(error)) from error
 
 
 def num_snapshots(scorer: ScorerConfig) -> int:

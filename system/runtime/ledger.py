@@ -1,13 +1,14 @@
 """The history of all groups in numbers: every transition that the group buffer makes is counted here, once.
 
 Each transition is counted on its own, so `leased == trained + dropped + in flight` is a check and no tautology.
-A group that is generated again keeps its lease: it adds to `regenerated`, never to `leased`.
+A group that is generated again keeps its lease: it adds to `regenerated`, never to `leased`. When the run goes back to
+a checkpoint in mid-run, the counts go back with it; how many trained groups were thereby undone is kept in `undone`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 Transition = Literal["leased", "generated", "scored", "trained", "regenerated"]
 
@@ -20,6 +21,7 @@ class LedgerState(TypedDict):
     scored: int
     trained: int
     regenerated: int
+    undone: NotRequired[int]  # absent in the checkpoints of early versions
     dropped: dict[str, int]
     in_flight: list[int]
     last_group_id: int
@@ -37,6 +39,7 @@ class LedgerTotals:
     dropped: int
     in_flight: int
     dropped_by_reason: Mapping[str, int]
+    undone: int = 0  # trained, then lost with the learner's weights and generated again; in none of the others
 
     @property
     def is_balanced(self) -> bool:
@@ -52,6 +55,7 @@ class LedgerTotals:
             "regenerated": self.regenerated,
             "dropped": self.dropped,
             "in_flight": self.in_flight,
+            "undone": self.undone,
             "dropped_by_reason": dict(sorted(self.dropped_by_reason.items())),
         }
 
@@ -70,6 +74,7 @@ class Ledger:
         for name in ("leased", "generated", "scored", "trained", "regenerated"):
             ledger._counts[name] = state[name]
         ledger._counts["regenerated"] += len(state["in_flight"])
+        ledger._counts["undone"] = state.get("undone", 0)
         ledger._dropped.update(state["dropped"])
         return ledger
 
@@ -91,6 +96,7 @@ class Ledger:
             dropped=self._dropped.total(),
             in_flight=in_flight,
             dropped_by_reason=dict(self._dropped),
+            undone=self._counts["undone"],
         )
 
     def state(self, *, in_flight: Sequence[int], last_group_id: int) -> LedgerState:
@@ -101,6 +107,7 @@ class Ledger:
             scored=self._counts["scored"],
             trained=self._counts["trained"],
             regenerated=self._counts["regenerated"],
+            undone=self._counts["undone"],
             dropped=dict(sorted(self._dropped.items())),
             in_flight=list(in_flight),
             last_group_id=last_group_id,

@@ -28,7 +28,8 @@ from system.errors import ConfigError
 from system.runtime.temporary_folder import use_short_temporary_folder
 
 ActorHandle = Any  # Ray's handles are proxies without a static type
-CHECKPOINT_GROUP = "checkpoint"  # calls of a learner rank that wait beside the others, which run one at a time
+# calls of a learner rank that are answered beside the others, which run one at a time
+CHECKPOINT_GROUP, LIVENESS_GROUP = "checkpoint", "liveness"
 
 
 def start_ray(config: Config) -> None:
@@ -130,14 +131,15 @@ class Placement:
         )
 
     def create_learner_actors(self) -> list[ActorHandle]:
-        """One actor a rank, packed on as few nodes as hold them."""
+        """One actor a rank, packed on as few nodes as hold them; later groups take the place of the first one."""
         config, model = self._config.learner, self._config.model
         needs = self._needs["learner rank"]
         bundle = {"CPU": needs.cpus} | ({"GPU": needs.gpus} if needs.gpus else {})
-        self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
+        if self._learner_group is None:  # given back between two groups, others might take it
+            self._learner_group = placement_group([bundle] * config.num_ranks, strategy="PACK")
         return [
             # concurrency groups are no option of `.options`
-            ray.remote(concurrency_groups={CHECKPOINT_GROUP: 1})(LearnerWorker)
+            ray.remote(concurrency_groups={CHECKPOINT_GROUP: 1, LIVENESS_GROUP: 1})(LearnerWorker)
             .options(
                 num_cpus=needs.cpus,
                 num_gpus=needs.gpus,

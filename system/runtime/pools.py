@@ -86,6 +86,11 @@ class Pools:
             asks_for_evidence=evidence_of(config.algorithm) is not None,
         )
 
+    def abandon_calls(self) -> None:
+        """Nobody waits for an answer any more; workers stop what they were asked where they can."""
+        for pool in self.all():
+            pool.abandon_calls()
+
     async def shutdown(self, *, seconds: float) -> None:
         """Take all workers down. Never raises on a dead one."""
         await asyncio.gather(*(pool.shutdown(seconds=seconds) for pool in self.all()))

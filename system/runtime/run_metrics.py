@@ -11,7 +11,7 @@ from system.runtime.weight_sync import SyncReport
 def add_group_counts(metrics: MetricSet, buffer: GroupBuffer) -> None:
     """Groups since the start and by state; before the next step's are leased, the same in every synchronous run."""
     totals = buffer.totals()
-    for name in ("leased", "generated", "scored", "trained", "regenerated", "dropped", "in_flight"):
+    for name in ("leased", "generated", "scored", "trained", "regenerated", "dropped", "in_flight", "undone"):
         metrics.add(f"ledger/{name}", getattr(totals, name))
     for reason, count in totals.dropped_by_reason.items():
         metrics.add(f"ledger/dropped_{reason}", count)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 from system.runtime.group_buffer import GroupBuffer, GroupState
 
 if TYPE_CHECKING:  # the mailbox needs the records alone
-    from system.runtime.controller import Outcome
+    from system.runtime.parts import Outcome
     from system.runtime.pool_member import PoolMember
     from system.runtime.worker_pool import WorkerPool
 
@@ -78,7 +78,7 @@ class RunStatus:
     phase: str
     policy_version: int
     num_updates: int
-    waits_for: str | None  # what the step waits for
+    waits_for: str | None  # what the newest update waited for
     queue: QueueStatus | None  # None: the workers are still starting
     pools: tuple[PoolStatus, ...]
     admissions: tuple[Admission, ...]
@@ -106,7 +106,7 @@ def make_status(
         phase=outcome.phase if outcome is not None else "start",
         policy_version=outcome.policy_version if outcome is not None else 0,
         num_updates=num_updates,
-        waits_for=None,
+        waits_for=outcome.bottleneck if outcome is not None else None,
         queue=None if progress is None else _queue_status(progress, max_staleness=max_staleness),
         pools=tuple(_pool_status(section, pool) for section, pool in pools.items()),
         admissions=() if progress is None else tuple(progress.admissions),

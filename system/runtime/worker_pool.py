@@ -67,6 +67,7 @@ class WorkerPool:
         self._workers: list[PoolMember] = []
         self._queue = CallQueue(max_load=settings.max_load, max_calls_at_once=settings.max_calls_at_once)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._asked: set[asyncio.Task[list[Any]]] = set()  # calls that workers have
         self._names = itertools.count()
         self._changed = asyncio.Event()
         self._fault: BaseException | None = None
@@ -182,6 +183,13 @@ class WorkerPool:
         self.usage.note_answer(seconds=now() - start)
         return result
 
+    def abandon_calls(self) -> None:
+        """Nobody waits for an answer any more; workers stop what they were asked where they can, and stay."""
+        for call in self._queue.take_all():
+            call.answer.cancel()
+        for asked in self._asked:
+            asked.cancel()
+
     async def shutdown(self, *, seconds: float) -> None:
         """Let every worker end its processes, then kill what is left. Never raises on a dead worker."""
         workers, self._workers = self._workers, []
@@ -247,9 +255,11 @@ class WorkerPool:
 
     async def _perform(self, member: PoolMember, calls: list[Call]) -> None:
         asked = asyncio.ensure_future(self._ask(member, calls))
+        self._asked.add(asked)
         try:
             await asyncio.wait((asked,))
         finally:
+            self._asked.discard(asked)
             asked.cancel()
         self._settle(member, calls, asked)
 
@@ -270,6 +280,10 @@ class WorkerPool:
             if not answer.done():
                 raise WorkerDiedError(f"{member.name} was removed during '{what}'")
             return list(answer.result()) if is_list else [answer.result()]
+        except asyncio.CancelledError:
+            if isinstance(reference, ray.ObjectRef):
+                ray.cancel(reference)  # an engine drops what it generates, a queued call is never begun
+            raise
         finally:
             died.cancel()
             answer.cancel()  # else asyncio prints a traceback for the error of a call that nobody waits for any more
@@ -279,8 +293,11 @@ class WorkerPool:
         member.num_calls -= 1
         member.load -= sum(call.load for call in calls)
         member.is_reserved = False
-        error = WorkerDiedError(f"a call of {member.name} was cancelled") if task.cancelled() else task.exception()
-        if error is None:
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():  # the calls were abandoned
+            for call in calls:
+                call.answer.cancel()
+        elif error is None:
             for call, answer in zip(calls, task.result(), strict=True):
                 call.succeed(answer)
         elif isinstance(error, WorkerDiedError) or is_worker_failure(error):

@@ -77,6 +77,14 @@ def test_resumed_source_neither_skips_nor_repeats(task: Gsm8kChainsTask) -> None
     assert len({prompt_id for prompt_id, _ in seen}) == 300
 
 
+def test_a_source_that_goes_back_gives_the_same_prompts_again(task: Gsm8kChainsTask) -> None:
+    source = make_source(task)
+    _, cursor = source.next(), source.cursor
+    expected = [source.next().text for _ in range(200)]  # into the next epoch
+    source.go_to(cursor)
+    assert [source.next().text for _ in range(200)] == expected
+
+
 def test_another_seed_gives_another_order(task: Gsm8kChainsTask) -> None:
     assert [make_source(task, seed=seed).next().text for seed in (0, 0, 1)].count(make_source(task).next().text) == 2
 

@@ -149,17 +149,62 @@ def test_two_workers_one_losing_its_engine_and_one_dying_give_the_same_metrics(
                 assert line["metrics"][name] == value, name
 
 
-def test_learner_that_dies_ends_the_run_with_a_message_that_names_it(tmp_path: Path) -> None:
-    with started(command(tmp_path, run__num_updates=500), log=tmp_path / "log") as process:
-        wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
+def test_a_learner_rank_killed_in_mid_step_is_replaced_and_the_metrics_are_those_of_the_undisturbed_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    with started(command(tmp_path), log=tmp_path / "log") as process:
+        wait_for_phase(tmp_path / "small", "train", process=process, at_least=3)
         family = processes_of(process.pid)
-        learners = [child for child in family if "LearnerWorker" in " ".join(child.cmdline())]
+        learners = _named(family, "LearnerWorker")
         assert len(learners) == 2
         learners[1].kill()
-        assert process.wait(60) == 2
+        wait_for_phase(tmp_path / "small", "recover", process=process)
+        wait_for_phase(tmp_path / "small", "train", process=process)
+        now = processes_of(process.pid)
+        assert not set(learners) & set(_named(now, "LearnerWorker")), "a rank of the former group is left"
+        for kind in ("RolloutWorker", "EngineCore", "RewardWorker"):
+            assert _named(now, kind) == _named(family, kind) != [], f"{kind} did not stay up"
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
 
-    assert re.search(r"learner rank [01] died during '\w+'.*credence train --resume", (tmp_path / "log").read_text())
+    log, values = (tmp_path / "log").read_text(), summary(tmp_path / "small")
+    assert re.search(r"Learner lost: learner rank [01] died.*update_000002 \(restart 1 of at most 3\); 1 updates", log)
+    assert (values["learner_restarts"], values["ledger"]["undone"], values["ledger"]["trained"]) == (1, 8, 32)
+    assert values["ledger_balanced"] is True
+    assert 0.0 < values["learner_recovery_seconds"] < 120.0
+    for line, expected in zip(metric_lines(tmp_path / "small"), metric_lines(undisturbed), strict=True):
+        of_the_loss = {"learner/num_restarts", "ledger/undone"}
+        assert _without(line["metrics"], of_the_loss) == _without(expected["metrics"], of_the_loss)
     _require_gone(family)
+
+
+def test_a_killed_driver_and_a_lost_cluster_are_retried_and_the_metrics_are_those_of_the_undisturbed_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small"
+    with started([*command(tmp_path), "--retries", "2"], log=tmp_path / "log") as process:
+        wait_for_phase(folder, "train", process=process, at_least=2)
+        first = processes_of(process.pid)[1:]
+        _driver_of(process.pid).kill()
+        second_driver = _next_driver(process.pid, former=first)
+        assert alive(first) == []
+        wait_for_phase(folder, "start", process=process)
+        second = processes_of(process.pid)[1:]
+        [control_service] = _named(second, "gcs/gcs_server")
+        lost = time.monotonic()
+        control_service.kill()
+        second_driver.wait(45)
+        seconds = time.monotonic() - lost
+        assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]
+
+    log = (tmp_path / "log").read_text()
+    assert f"the run ended by SIGKILL; attempt 2 of at most 3: credence train --resume {folder}" in log
+    assert re.search(
+        r"^credence: Ray's control service .* Continue from update_000002: credence train --resume", log, re.M
+    )
+    assert f"the run ended by exit code 2; attempt 3 of at most 3: credence train --resume {folder}" in log
+    assert seconds < 45.0
+    assert metric_lines(folder) == metric_lines(undisturbed)
+    _require_gone([*first, *second])
 
 
 def test_rollouts_one_version_ahead_stay_within_the_bound(tmp_path: Path) -> None:
@@ -170,6 +215,37 @@ def test_rollouts_one_version_ahead_stay_within_the_bound(tmp_path: Path) -> Non
     assert values["ledger"]["trained"] == 6 * 8
     staleness = [line["metrics"].get("staleness/max_versions", 0) for line in metric_lines(tmp_path / "small")]
     assert max(staleness) == 1
+
+
+def _driver_of(supervisor: int) -> psutil.Process:
+    [driver] = psutil.Process(supervisor).children()
+    return driver
+
+
+def _next_driver(supervisor: int, *, former: list[psutil.Process]) -> psutil.Process:
+    """The driver of the next attempt, as soon as the supervisor has no other child."""
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        children = psutil.Process(supervisor).children()
+        if len(children) == 1 and children[0] not in former:
+            return children[0]
+        time.sleep(0.05)
+    raise AssertionError("there is no next attempt")
+
+
+def _named(family: list[psutil.Process], name: str) -> list[psutil.Process]:
+    found = []
+    for process in family:
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(found, key=lambda process: process.pid)
+
+
+def _without(values: dict[str, float], names: set[str]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _require_gone(family: list[psutil.Process], *, seconds: float = 10.0) -> None:

@@ -85,6 +85,20 @@ def test_line_and_wandb_summary_say_what_the_update_waited_for(tmp_path: Path) -
     assert tracker.num_failures == 0
 
 
+def test_a_tracker_that_goes_back_cuts_the_lines_that_will_come_again(tmp_path: Path) -> None:
+    tracker = open_tracker(tmp_path)
+    for version in (0, 1, 2, 3):
+        tracker.log({"reward/mean": float(version)}, policy_version=version)
+        tracker.log_completions([SAMPLE], policy_version=version)
+    tracker.go_back(1)
+    tracker.log({"reward/mean": 9.0}, policy_version=2)
+    assert [line["policy_version"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+    assert [line["policy_version"] for line in read_json_lines(tmp_path / "completions.jsonl")] == [0, 1]
+    tracker.go_back(None)
+    assert read_json_lines(tmp_path / "metrics.jsonl") == []
+    tracker.close()
+
+
 def test_misspelled_metric_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
     tracker = open_tracker(tmp_path)
     with pytest.raises(KeyError, match="reward/meen"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -29,17 +29,22 @@ from system.records import (
 )
 from system.reports.guards import GUARD_METRICS
 from system.reports.metrics import SYSTEM_METRICS
-from system.runtime.controller import Controller, Parts
+from system.runtime.checkpoint import RunState
+from system.runtime.controller import Controller
 from system.runtime.flight_recorder import FlightRecorder
 from system.runtime.group_buffer import GroupBuffer
 from system.runtime.group_scoring import GroupScoring
+from system.runtime.learner_recovery import LearnerRecovery, Position
+from system.runtime.learner_restarts import LearnerRestarts
+from system.runtime.parts import Parts
 from system.runtime.pool_member import PoolMember, PoolSettings, WorkerState
 from system.runtime.pools import Pools
+from system.runtime.preemption import Preemption
 from system.runtime.sampler import answer_prompts
 from system.runtime.weight_sync import SyncReport
 from system.runtime.worker_pool import WorkerPool
 from tests.fakes import FakeActor, kill
-from tests.runtime.learner_fakes import FakeLearnerGroup, FakeManifest
+from tests.runtime.learner_fakes import FakeCheckpoints, FakeLearnerGroup, FakeLearners, FakeManifest
 from tests.trajectories import single_turn
 
 ROOT = Path(__file__).parents[2]
@@ -214,6 +219,9 @@ class FakePrompts:
     def cursor(self) -> PromptCursor:
         return PromptCursor(num_visits=self.num_visits, num_skipped=0)
 
+    def go_to(self, cursor: PromptCursor) -> None:
+        self.num_visits = cursor.num_visits
+
     def next(self) -> Prompt:
         self.num_visits += 1
         return make_prompt(self.num_visits)
@@ -232,7 +240,11 @@ class FakeReporter:
     lines: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     dead_letters: list[int] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
+    alerts: list[str] = field(default_factory=list)
     fails_at: int | None = None
+
+    def go_back(self, policy_version: int | None) -> None:
+        self.lines = [line for line in self.lines if policy_version is not None and line[0] <= policy_version]
 
     def new_metrics(self) -> MetricSet:
         return MetricSet(METRICS)
@@ -248,22 +260,10 @@ class FakeReporter:
     def record_dead_letter(self, group_id: int, **values: object) -> None:
         self.dead_letters.append(group_id)
 
-    def alert(self, title: str, *, text: str) -> None: ...
+    def alert(self, title: str, *, text: str) -> None:
+        self.alerts.append(f"{title}: {text}")
 
     def record_evaluation(self, result: object) -> None: ...
-
-
-class FakeCheckpoints:
-    """Keeps the states that were committed."""
-
-    def __init__(self) -> None:
-        self.states: list[Any] = []
-
-    def partial_directory(self, policy_version: int) -> Path:
-        return Path("partial")
-
-    def commit(self, directory: Path, state: Any, *, written: object) -> None:
-        self.states.append(state)
 
 
 class FakeRun:
@@ -297,12 +297,7 @@ class FakeRun:
             rewards=self._pool(verifier_settings, lambda: FakeVerifier(pause=self.pause, is_valid=is_valid)),
             scoring=None,
         )
-        self.learner = FakeLearnerGroup(max_staleness=config.controller.max_staleness, pause=self.pause)
-        self.buffer = GroupBuffer(
-            prompts_per_step=config.batch.prompts_per_step,
-            max_staleness=config.controller.max_staleness,
-            num_updates=config.run.num_updates,
-        )
+        self.buffer: GroupBuffer  # of the present controller
         self.reporter = FakeReporter()
         self.flight_recorder = FlightRecorder(
             run_folder or Path("unused"),
@@ -311,6 +306,18 @@ class FakeRun:
             num_steps=None if run_folder is not None else 0,
         )
         self.checkpoints = FakeCheckpoints()
+        self.learners = FakeLearners(
+            max_staleness=config.controller.max_staleness, pause=self.pause, checkpoints=self.checkpoints
+        )
+        self.learners.create()
+        self.prompts = FakePrompts()
+        self.preemption = Preemption()
+        self.restarts = LearnerRestarts(max_restarts=config.learner.max_restarts)
+
+    @property
+    def learner(self) -> FakeLearnerGroup:
+        """The present one."""
+        return self.learners.created[-1]
 
     async def pause(self) -> None:
         """Work takes a random time, mostly none."""
@@ -323,36 +330,61 @@ class FakeRun:
 
         return WorkerPool(settings, create_actor=create, kill_actor=kill)
 
-    async def run(self, *, faults: Coroutine[Any, Any, None] | None = None) -> Controller:
+    async def run(self, *, faults: Awaitable[None] | None = None) -> Controller:
         """The controller after its run, which `faults` disturb once its workers have started. Raises what ended it."""
         await self.pools.start()
         disturbing = asyncio.ensure_future(faults) if faults is not None else None
-        start = asyncio.get_running_loop().time()
-        scoring = GroupScoring(reward_pool=self.pools.rewards, scoring_pool=None, max_lag_versions=0)
-        parts: dict[str, Any] = {
-            "algorithm": make_algorithm(self.config, task=cast(Any, None)),
-            "learner_group": self.learner,
-            "pools": self.pools,
-            "scoring": scoring,
-            "weight_sync": FakeWeightSync(self.pools),
-            "buffer": self.buffer,
-            "prompt_source": FakePrompts(),
-            "evaluator": FakeEvaluator(self.pools, scoring=scoring),
-            "checkpoints": self.checkpoints,
-            "flight_recorder": self.flight_recorder,
-        }
-        controller = self.controller = Controller(
-            config=self.config,
-            parts=Parts(**parts),
+        self.start = asyncio.get_running_loop().time()
+        recovery = LearnerRecovery(
+            learners=cast(Any, self.learners),
+            pools=self.pools,
+            checkpoints=cast(Any, self.checkpoints),
             reporter=cast(Any, self.reporter),
-            resumed=None,
-            elapsed_seconds=lambda: asyncio.get_running_loop().time() - start,
+            restarts=self.restarts,
+            make_controller=self._make_controller,
+            learner_group=cast(Any, self.learner),
         )
         try:
-            await controller.run()
+            controller = await recovery.run(Position())
         finally:
             if disturbing is not None:
                 disturbing.cancel()
             await self.pools.shutdown(seconds=1.0)
         self.buffer.drop_all(reason="run_ended")
         return controller
+
+    def _make_controller(self, learner_group: Any, state: RunState | None) -> Controller:
+        assert not any(pool.num_calls_in_flight for pool in self.pools.all()), "calls of a former learner are left"
+        if state is not None:
+            self.prompts.go_to(state.cursor)
+        self.buffer = GroupBuffer(
+            prompts_per_step=self.config.batch.prompts_per_step,
+            max_staleness=self.config.controller.max_staleness,
+            published_version=state.policy_version if state else 0,
+            num_updates=self.config.run.num_updates,
+            restored=state.ledger if state else None,
+            outstanding=state.outstanding if state else None,
+        )
+        scoring = GroupScoring(reward_pool=self.pools.rewards, scoring_pool=None, max_lag_versions=0)
+        parts: dict[str, Any] = {
+            "algorithm": make_algorithm(self.config, task=cast(Any, None)),
+            "learner_group": learner_group,
+            "pools": self.pools,
+            "scoring": scoring,
+            "weight_sync": FakeWeightSync(self.pools),
+            "buffer": self.buffer,
+            "prompt_source": self.prompts,
+            "evaluator": FakeEvaluator(self.pools, scoring=scoring),
+            "checkpoints": self.checkpoints,
+            "preemption": self.preemption,
+            "restarts": self.restarts,
+            "flight_recorder": self.flight_recorder,
+        }
+        self.controller = Controller(
+            config=self.config,
+            parts=Parts(**parts),
+            reporter=cast(Any, self.reporter),
+            resumed=state,
+            elapsed_seconds=lambda: asyncio.get_running_loop().time() - self.start,
+        )
+        return self.controller

@@ -9,8 +9,8 @@ from ray.exceptions import RayActorError
 
 from system.config.schema import Config
 from system.runtime.control_loop import ControlLoop
-from system.runtime.controller import Outcome
 from system.runtime.group_buffer import GroupBuffer
+from system.runtime.parts import Outcome
 from system.runtime.pools import Pools
 from system.runtime.run_control import RunControl, ScaleAnswer, ScaleChange, ScaleRequest
 from system.runtime.run_status import Progress, RunStatus

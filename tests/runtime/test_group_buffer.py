@@ -299,6 +299,7 @@ def test_totals_count_each_transition() -> None:
         "regenerated": 1,
         "dropped": 1,
         "in_flight": 5,
+        "undone": 0,
         "dropped_by_reason": {"all_invalid": 1},
     }
     assert buffer.totals().is_balanced
