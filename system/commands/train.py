@@ -20,7 +20,8 @@ from system.commands.run_inputs import RunInputs, read_inputs
 from system.commands.run_learners import RunLearners
 from system.config.load import dump_yaml, split_resume, to_dict
 from system.config.machine import free_run_folder
-from system.config.schema import CheckpointConfig, Config
+from system.config.run_schema import CheckpointConfig
+from system.config.schema import Config
 from system.errors import ClusterLostError
 from system.metrics import MetricTable
 from system.reports.display import Display

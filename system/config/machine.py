@@ -15,7 +15,8 @@ from typing import Any, Literal
 from system.config.algorithms import evidence_of
 from system.config.model_checks import attention_window, check_description
 from system.config.resources import actor_needs
-from system.config.schema import ClusterConfig, Config, ModelConfig, RolloutConfig, RunConfig, TaskConfig, TrackerConfig
+from system.config.run_schema import ClusterConfig, TrackerConfig
+from system.config.schema import Config, ModelConfig, RolloutConfig, RunConfig, TaskConfig
 from system.errors import ConfigError
 
 POLICIES_DIR = Path(__file__).parents[1] / "data" / "policies"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from system.algorithms.rewards import is_right
-from system.config.schema import EvaluationConfig
+from system.config.run_schema import EvaluationConfig
 from system.numerics.pass_at_k import mean_with_interval, pass_at_k
 from system.numerics.text_statistics import count_reflection_words
 from system.records import Metric, Prompt, Sampling, ScoredGroup

@@ -30,7 +30,8 @@ from functools import partial
 from pathlib import Path
 
 from system.config.machine import joins_cluster
-from system.config.schema import Config, WatchdogConfig
+from system.config.run_schema import WatchdogConfig
+from system.config.schema import Config
 from system.errors import StalledError
 from system.runtime.deadlines import wait_observer
 from system.runtime.open_waits import ACTORS, OpenWaits, kind_of

@@ -20,7 +20,8 @@ from system.config.load import (
 )
 from system.config.machine import joins_cluster, num_visible_gpus, run_directory
 from system.config.reference import ConfigKey, config_keys, describe_type, nearest_key, reference_text
-from system.config.schema import ClusterConfig, Config, RunConfig
+from system.config.run_schema import ClusterConfig
+from system.config.schema import Config, RunConfig
 from system.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 from system.errors import ConfigError, LearnerDiedError, SnapshotLostError, first_error
 from system.runtime.learner_recovery import learner_loss, undone
-from tests.runtime.controller_fakes import FakeRun, make_config
+from tests.runtime.controller_fakes import METRICS, FakeRun, make_config
 from tests.runtime.learner_fakes import FakeLearnerGroup
 from tests.virtual_time import run_in_virtual_time
 
@@ -34,7 +34,7 @@ def metrics_of(run: FakeRun) -> list[tuple[int, dict[str, float]]]:
             {
                 name: value
                 for name, value in values.items()
-                if name not in OF_THE_LOSS and not name.startswith("queue/") and "second" not in name
+                if name not in OF_THE_LOSS and METRICS.find(name).is_reproducible
             },
         )
         for version, values in run.reporter.lines

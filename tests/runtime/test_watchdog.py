@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from system.config.schema import WatchdogConfig
+from system.config.run_schema import WatchdogConfig
 from system.errors import DeadlineError, StalledError
 from system.runtime.deadlines import wait_observer, within
 from system.runtime.open_waits import OpenWaits
