@@ -105,6 +105,17 @@ def wait_for_phase(run_folder: Path, phase: str, *, process: "subprocess.Popen[b
     raise AssertionError(f"phase {phase} did not come within {TIMEOUT_SECONDS} s")
 
 
+def wait_for_file(path: Path, *, process: "subprocess.Popen[bytes]") -> None:
+    """Returns as soon as there is such a file or folder; a checkpoint has its name once it is whole."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        if path.exists():
+            return
+        assert process.poll() is None, f"the run ended before there was {path.name}"
+        time.sleep(0.002)
+    raise AssertionError(f"{path.name} did not come within {TIMEOUT_SECONDS} s")
+
+
 def metric_lines(run_folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]

@@ -19,6 +19,7 @@ from credence_process import (
     small_keys,
     started,
     summary,
+    wait_for_file,
     wait_for_phase,
 )
 
@@ -182,7 +183,7 @@ def test_a_killed_driver_and_a_lost_cluster_are_retried_and_the_metrics_are_thos
 ) -> None:
     folder = tmp_path / "small"
     with started([*command(tmp_path), "--retries", "2"], log=tmp_path / "log") as process:
-        wait_for_phase(folder, "train", process=process, at_least=2)
+        wait_for_file(folder / "checkpoints" / "update_000002", process=process)
         first = processes_of(process.pid)[1:]
         _driver_of(process.pid).kill()
         second_driver = _next_driver(process.pid, former=first)
