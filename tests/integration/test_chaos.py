@@ -1,4 +1,4 @@
-"""Rollout workers are killed and stopped at random moments; the run ends well. The long form: benchmarks/chaos.py."""
+"""Processes of a run are killed and stopped at random moments; it ends well. The long form: benchmarks/chaos.py."""
 
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,16 @@ def require_well(figures: dict[str, Any], *, num_kills: int, num_updates: int) -
     assert figures["num_processes_left"] == 0
 
 
-def test_a_run_whose_workers_die_and_hang_ends_well(tmp_path: Path) -> None:
-    figures = run_chaos(tmp_path, num_workers=2, num_kills=2, num_updates=20, fault_seconds=8.0, seed=0, **SHORT)
+def test_a_run_whose_processes_of_all_kinds_die_and_of_which_one_hangs_ends_well(tmp_path: Path) -> None:
+    kinds = ("rollout", "engine", "reward", "verifier", "learner")
+    figures = run_chaos(
+        tmp_path, num_workers=2, num_kills=5, num_updates=24, fault_seconds=25.0, seed=0, kinds=kinds, **SHORT
+    )
 
-    require_well(figures, num_kills=2, num_updates=20)
+    require_well(figures, num_kills=5, num_updates=24)
+    assert [row["kills"] for row in figures["by_kind"].values()] == [1] * 5
+    assert figures["learner_restarts"] == 1
+    assert figures["ledger"]["trained"] == 24 * 8
 
 
 def test_a_run_whose_only_worker_hangs_and_whose_next_one_dies_ends_well(tmp_path: Path) -> None:
