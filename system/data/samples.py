@@ -46,6 +46,23 @@ def make_sample(trajectory: Trajectory, *, group_id: int, advantages: FloatArray
     )
 
 
+def require_fresh(groups: Sequence[ScoredGroup], *, policy_version: int, max_staleness: int) -> None:
+    """Every sampled token is of `policy_version`, or of at most `max_staleness` versions before it, by its stamp.
+
+    Asserted, because the group buffer sees to it.
+    """
+    for scored in groups:
+        for trajectory in scored.group.trajectories:
+            versions = trajectory.sampled_policy_versions
+            if len(versions):
+                oldest, newest = int(versions.min()), int(versions.max())
+                assert policy_version - max_staleness <= oldest <= newest <= policy_version, (
+                    f"group {scored.group_id}, completion {trajectory.index} has tokens of policy versions {oldest} to "
+                    f"{newest}, which policy version {policy_version} may not be trained on: max_staleness is "
+                    f"{max_staleness}"
+                )
+
+
 def staleness(groups: Sequence[ScoredGroup], *, policy_version: int) -> list[int]:
     """For each group, how many versions its oldest sampled token is behind the policy that is about to be trained."""
     return [policy_version - scored.group.min_policy_version for scored in groups]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from system.algorithms.base import Algorithm, Credit
 from system.config.schema import Config
 from system.data.batching import pack_batch, pack_portion
-from system.data.samples import make_batch_samples
+from system.data.samples import make_batch_samples, require_fresh
 from system.metrics import MetricSet
 from system.records import OptimizerStep, ScoredGroup, TrainingBatch, TrainingSample
 from system.reports.step_metrics import add_batch_metrics, add_group_metrics
@@ -108,7 +108,7 @@ class BatchPreparation:
         groups, version = await self._with_new_scores(groups, version)
         await self._compare_replicas(metrics)
         rescored_at = now()
-        credit, samples = await asyncio.to_thread(self._credit, groups)
+        credit, samples = await asyncio.to_thread(self._credit, groups, version)
         if not any(sample.loss_mask.any() for sample in samples):
             self._buffer.discard_batch(groups, reason="no_loss_tokens")
             return None
@@ -133,16 +133,17 @@ class BatchPreparation:
         sent: list[tuple[OptimizerStep, ...]] = []  # portions, each by rank
         while True:
             portion = await self._buffer.next_portion(num_groups=size, num_taken=len(groups))
-            taken_at = now()
+            taken_at, self.is_preparing = now(), True
             version = await self._buffer.wait_until_next()  # the learner has to be done with the batch before
             portion, version = await self._with_new_scores(portion, version)
             groups += portion
-            credit, samples = await asyncio.to_thread(self._credit, portion)
+            credit, samples = await asyncio.to_thread(self._credit, portion, version)
             credits.append(credit)
             has_loss = any(sample.loss_mask.any() for sample in samples)
             is_last = len(groups) == config.prompts_per_step
             if not has_loss and not (is_last and sent):
                 if not is_last:
+                    self.is_preparing = False
                     continue
                 self._buffer.discard_batch(groups, reason="no_loss_tokens")
                 return None
@@ -151,6 +152,7 @@ class BatchPreparation:
             if is_last:
                 break
             await self._accumulate(steps)
+            self.is_preparing = False
         await self._compare_replicas(metrics)
         whole = Credit(
             groups=tuple(each for credit in credits for each in credit.groups),
@@ -183,7 +185,8 @@ class BatchPreparation:
         if difference is not None:
             metrics.add("scorer/logprob_max_abs_diff_nats", difference)
 
-    def _credit(self, groups: list[ScoredGroup]) -> tuple[Credit, list[TrainingSample]]:
+    def _credit(self, groups: list[ScoredGroup], policy_version: int) -> tuple[Credit, list[TrainingSample]]:
+        require_fresh(groups, policy_version=policy_version, max_staleness=self._config.controller.max_staleness)
         credit = self._algorithm.credit(groups)
         return credit, make_batch_samples(groups, credit=credit.groups)
 

@@ -1,9 +1,10 @@
 """From credited groups to samples: what is trained on, and how old it is."""
 
 import numpy as np
+import pytest
 
 from system.algorithms.grpo import Grpo, GrpoOptions
-from system.data.samples import make_samples, staleness
+from system.data.samples import make_samples, require_fresh, staleness
 from system.records import ScoredGroup, TrainingSample, TrajectoryGroup
 from tests.algorithms.groups import context, scored
 from tests.trajectories import single_turn
@@ -34,3 +35,14 @@ def test_staleness_counts_from_the_oldest_token() -> None:
     trajectories = tuple(single_turn([1], index=index, versions=[version]) for index, version in enumerate((3, 5)))
     group = TrajectoryGroup(group_id=7, prompt=mixed.group.prompt, trajectories=trajectories)
     assert staleness([ScoredGroup(group=group, terms=mixed.terms)], policy_version=5) == [2]
+
+
+def test_a_token_beyond_the_bound_of_staleness_is_named() -> None:
+    one_token_late = single_turn([1, 2, 3], index=1, versions=[5, 2], version_starts=[0, 2])
+    group = TrajectoryGroup(group_id=7, prompt=scored(1.0).group.prompt, trajectories=(one_token_late,))
+    groups = [ScoredGroup(group=group, terms=scored(1.0).terms)]
+    require_fresh(groups, policy_version=5, max_staleness=3)
+    with pytest.raises(AssertionError, match="group 7, completion 1 has tokens of policy versions 2 to 5"):
+        require_fresh(groups, policy_version=5, max_staleness=2)
+    with pytest.raises(AssertionError, match="policy version 4 may not be trained on"):
+        require_fresh(groups, policy_version=4, max_staleness=3)
