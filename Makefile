@@ -19,7 +19,7 @@ demo: setup
 	.venv/bin/credence train configs/demo.yaml $(ARGS)
 
 test: setup
-	.venv/bin/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+	.venv/bin/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

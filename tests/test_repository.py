@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,9 @@ def test_cpu_requirements_leave_out_what_breaks_vllm() -> None:
     pinned = {line.split("==")[0] for line in text.splitlines() if "==" in line}
     assert not pinned & {"torchvision", "torchaudio", "torchcodec"}
     assert "torch==2.13.0+cpu" in text.splitlines()
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Without packages, pytest imports files by their name alone."""
+    names = Counter(path.name for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
