@@ -38,6 +38,7 @@ KINDS = {  # what the command line of a process of that kind holds, and the line
 }
 OF_REPLICAS = [  # the self-certainty scorer, which only looks on
     "reward.terms=[{scorer: verifier}, {scorer: self_certainty, weight: 0}]",
+    "scorer.cpus_per_worker=0.25",
     "scorer.max_restarts=1000",
     "scorer.group_timeout_seconds=15",
 ]
