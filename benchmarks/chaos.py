@@ -28,6 +28,10 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.run_processes import family_of, kill_family  # noqa: E402
+
 KINDS = {  # what the command line of a process of that kind holds, and the line that tells of its loss
     "rollout": ("ray::RolloutWorker", "lost rollout worker"),
     "engine": ("EngineCore", "lost rollout worker"),
@@ -41,6 +45,7 @@ OF_REPLICAS = [  # the self-certainty scorer, which only looks on
     "scorer.cpus_per_worker=0.25",
     "scorer.max_restarts=1000",
     "scorer.group_timeout_seconds=15",
+    "scorer.start_timeout_seconds=90",
 ]
 FAULT_SHARE = 0.8  # of the run's seconds, in which the faults are spread
 EXIT_SECONDS = 300.0  # for the last evaluation, the checkpoint and the summary
@@ -117,11 +122,11 @@ def run_chaos(
         )
         try:
             delivered = _deliver(process, faults=faults, moments=moments, rng=rng, has_begun=has_begun, log=log)
-            family = _family(process.pid)
+            family = family_of(process.pid)
             code = process.wait(seconds + EXIT_SECONDS)
             _, left = psutil.wait_procs(family, timeout=10.0)
         finally:
-            _kill_family(process)
+            kill_family(process)
     if code != 0:
         raise RuntimeError(f"seed {seed}: the run ended with {code}:\n{log.read_text(errors='replace')[-4000:]}")
     summary: dict[str, Any] = json.loads((directory / "chaos" / "summary.json").read_text())
@@ -197,24 +202,9 @@ def _is_heard_of(fault: Fault, log: Path, read_from: int) -> bool:
         return sign.encode() in file.read()
 
 
-def _kill_family(process: "subprocess.Popen[bytes]") -> None:
-    for member in _family(process.pid):
-        member.kill()
-    process.wait(30)
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    """The run and all its descendants that are alive."""
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
 def _processes_of(pid: int, kind: str) -> list[psutil.Process]:
     """Processes of the run that can still be hit, also those that are starting."""
-    return [member for member in _family(pid) if _is_of_kind(member, kind)]
+    return [member for member in family_of(pid) if _is_of_kind(member, kind)]
 
 
 def _is_of_kind(process: psutil.Process, kind: str) -> bool:

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.run_processes import kill_family  # noqa: E402
+
 WAIT_SECONDS = 300.0  # for an update, or for the end of a run
 KEYS: dict[str, object] = {
     "run.max_seconds": "null",
@@ -163,9 +165,7 @@ class _Session:
             raise RuntimeError(f"a session ended with {self._process.returncode} {when}:\n{text}")
 
     def _kill_all(self) -> None:
-        for member in _family(self._process.pid):
-            member.kill()
-        self._process.wait(30)
+        kill_family(self._process)
 
 
 def _session(command: Sequence[str], *, log: Path) -> _Session:
@@ -190,15 +190,6 @@ def _start_command(keys: Mapping[str, object], directory: Path, *, name: str) ->
 
 def _resume_command(run: Path) -> list[str]:
     return [sys.executable, "-m", "system", "train", "--resume", str(run)]
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    """The run and all its descendants that are alive."""
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.run_processes import kill_family
+
 ROOT = Path(__file__).parents[2]
 # a run of a minute: everything real, everything small
 SMALL = {
@@ -67,18 +69,7 @@ def started(arguments: list[str], *, log: Path) -> Iterator["subprocess.Popen[by
         try:
             yield process
         finally:
-            for left in processes_of(process.pid):
-                left.kill()
-            process.wait(30)
-
-
-def processes_of(pid: int) -> list[psutil.Process]:
-    """The process and all its descendants that are alive."""
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+            kill_family(process)
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from credence_process import ROOT, SMALL, metric_lines, processes_of, summary
+from credence_process import ROOT, SMALL, metric_lines, summary
 from test_own_parts import OWN_KEYS, OWN_PARTS
+
+from benchmarks.run_processes import family_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -47,7 +49,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         _wait_for_port(DASHBOARD_PORT, head=head)
         yield environment
     finally:
-        family = processes_of(head.pid)
+        family = family_of(head.pid)
         head.terminate()
         psutil.wait_procs(family, timeout=30)
         for left in family:

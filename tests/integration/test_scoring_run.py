@@ -8,7 +8,6 @@ import pytest
 from credence_process import (
     command,
     metric_lines,
-    processes_of,
     require_success,
     resume_command,
     run,
@@ -16,6 +15,8 @@ from credence_process import (
     summary,
     wait_for_phase,
 )
+
+from benchmarks.run_processes import family_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -55,7 +56,7 @@ def test_two_replicas_of_which_one_dies_give_the_same_metrics(undisturbed: Path,
     arguments = command(tmp_path, **INTUITOR | {"scorer__num_workers": 2, "scorer__cpus_per_worker": 0.125})
     with started(arguments, log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
-        replicas = [child for child in processes_of(process.pid) if "ScoringWorker" in " ".join(child.cmdline())]
+        replicas = [child for child in family_of(process.pid) if "ScoringWorker" in " ".join(child.cmdline())]
         assert len(replicas) == 2
         replicas[0].kill()
         assert process.wait(300) == 0, (tmp_path / "log").read_text()[-5000:]

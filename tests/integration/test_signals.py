@@ -9,7 +9,6 @@ import pytest
 from credence_process import (
     alive,
     command,
-    processes_of,
     require_success,
     resume_command,
     run,
@@ -17,6 +16,8 @@ from credence_process import (
     summary,
     wait_for_phase,
 )
+
+from benchmarks.run_processes import family_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 EXIT_SECONDS = 20.0
@@ -27,7 +28,7 @@ def stop_in_phase(directory: Path, phase: str, *, number: signal.Signals) -> lis
     arguments = command(directory, run__num_updates=1000, checkpoint__every_updates=1, evaluation__every_updates="null")
     with started(arguments, log=directory / "log") as process:
         wait_for_phase(directory / "small", phase, process=process, at_least=2)
-        family = processes_of(process.pid)
+        family = family_of(process.pid)
         assert len(family) > 4
         sent = time.monotonic()
         process.send_signal(number)
@@ -61,7 +62,7 @@ def test_signal_while_the_actors_start_leaves_no_process(tmp_path: Path) -> None
     with started(command(tmp_path), log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "start", process=process)
         time.sleep(5.0)
-        family = processes_of(process.pid)
+        family = family_of(process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(EXIT_SECONDS) == 128 + signal.SIGTERM
 

@@ -12,7 +12,6 @@ from credence_process import (
     alive,
     command,
     metric_lines,
-    processes_of,
     require_success,
     resume_command,
     run,
@@ -24,6 +23,7 @@ from credence_process import (
 )
 
 from benchmarks.resume import run_resume
+from benchmarks.run_processes import family_of
 from system.cli import main
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -127,7 +127,7 @@ def test_two_workers_one_losing_its_engine_and_one_dying_give_the_same_metrics(
     arguments = command(tmp_path, rollout__num_workers=2, rollout__cpus_per_worker=0.25)
     with started(arguments, log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "rollout", process=process, at_least=1)
-        workers = [child for child in processes_of(process.pid) if "RolloutWorker" in " ".join(child.cmdline())]
+        workers = [child for child in family_of(process.pid) if "RolloutWorker" in " ".join(child.cmdline())]
         assert len(workers) == 2
         [engine] = [child for child in workers[0].children(recursive=True) if "EngineCore" in " ".join(child.cmdline())]
         engine.kill()
@@ -155,13 +155,13 @@ def test_a_learner_rank_killed_in_mid_step_is_replaced_and_the_metrics_are_those
 ) -> None:
     with started(command(tmp_path), log=tmp_path / "log") as process:
         wait_for_phase(tmp_path / "small", "train", process=process, at_least=3)
-        family = processes_of(process.pid)
+        family = family_of(process.pid)
         learners = _named(family, "LearnerWorker")
         assert len(learners) == 2
         learners[1].kill()
         wait_for_phase(tmp_path / "small", "recover", process=process)
         wait_for_phase(tmp_path / "small", "train", process=process)
-        now = processes_of(process.pid)
+        now = family_of(process.pid)
         assert not set(learners) & set(_named(now, "LearnerWorker")), "a rank of the former group is left"
         for kind in ("RolloutWorker", "EngineCore", "RewardWorker"):
             assert _named(now, kind) == _named(family, kind) != [], f"{kind} did not stay up"
@@ -184,12 +184,12 @@ def test_a_killed_driver_and_a_lost_cluster_are_retried_and_the_metrics_are_thos
     folder = tmp_path / "small"
     with started([*command(tmp_path), "--retries", "2"], log=tmp_path / "log") as process:
         wait_for_file(folder / "checkpoints" / "update_000002", process=process)
-        first = processes_of(process.pid)[1:]
+        first = family_of(process.pid)[1:]
         _driver_of(process.pid).kill()
         second_driver = _next_driver(process.pid, former=first)
         assert alive(first) == []
         wait_for_phase(folder, "start", process=process)
-        second = processes_of(process.pid)[1:]
+        second = family_of(process.pid)[1:]
         [control_service] = _named(second, "gcs/gcs_server")
         lost = time.monotonic()
         control_service.kill()
