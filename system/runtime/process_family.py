@@ -1,4 +1,4 @@
-"""The processes that came from another one, as /proc knows them. Used where something may be left behind."""
+"""The processes that came from another one. Used where something may be left behind."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import contextlib
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
+
+import psutil
 
 
 def children_of(process: int) -> list[int]:
-    """Ended ones that nobody waited for among them. None is found where there is no /proc."""
-    return [child for child, parent in _parents().items() if parent == process]
+    """Ended ones that nobody waited for among them."""
+    return _family(process, is_recursive=False)
 
 
 def descendants_of(process: int) -> list[int]:
     """Its children, theirs, and so on."""
-    parents = _parents()
-    found: list[int] = []
-    generation = [process]
-    while generation:
-        generation = [child for child, parent in parents.items() if parent in generation]
-        found += generation
-    return found
+    return _family(process, is_recursive=True)
 
 
 def kill(processes: Sequence[int]) -> None:
@@ -32,10 +27,8 @@ def kill(processes: Sequence[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def _parents() -> dict[int, int]:
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # the name of a program, in parentheses, may hold anything
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    return parents
+def _family(process: int, *, is_recursive: bool) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(process).children(recursive=is_recursive)]
+    except psutil.NoSuchProcess:
+        return []
